@@ -1,0 +1,43 @@
+// Fills this instruction set's table.
+#include "ops/ops.h"
+
+#define MEDMPI_STRING(x) #x
+#define MEDMPI_NAME(isa) "cpu." MEDMPI_STRING(isa)
+
+namespace medmpi::MEDMPI_ISA {
+
+extern const ActivationOps activation;
+extern const BatchNormOps batchnorm;
+extern const CollectiveOps collective;
+extern const Conv2dOps conv2d;
+extern const CopyOps copy;
+extern const DropoutOps dropout;
+extern const ElementwiseOps elementwise;
+extern const FilterOps filter;
+extern const LinearOps linear;
+extern const LossOps loss;
+extern const OptimizerOps optimizer;
+extern const PoolOps pool;
+extern const ProbeOps probe;
+extern const ResizeOps resize;
+extern const WarpOps warp;
+
+extern const Ops ops;
+const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
+                 &activation,
+                 &batchnorm,
+                 &collective,
+                 &conv2d,
+                 &copy,
+                 &dropout,
+                 &elementwise,
+                 &filter,
+                 &linear,
+                 &loss,
+                 &optimizer,
+                 &pool,
+                 &probe,
+                 &resize,
+                 &warp};
+
+}  // namespace medmpi::MEDMPI_ISA

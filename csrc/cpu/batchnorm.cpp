@@ -1,0 +1,301 @@
+// Batch normalisation. The rows are cut into chunks of about 128 KB, by the shape alone; chunks are merged in order in
+// float64 (Chan, Golub, LeVeque 1979). Several rows are seen as one wide row whose length suits the vectors, whatever
+// the number of channels. The mean's rounding to float32 is put right in the additive term, so that a mean that is
+// large against the deviation costs no digits. The second pass over memory runs backwards: it starts with what the last
+// level cache still holds.
+//
+// Scratch: slot 0 of the calling thread, the chunks' partial results.
+#include "ops/batchnorm.h"
+
+#include "cpu/simd.h"
+#include "cpu/threads.h"
+#include "ops/scratch.h"
+
+namespace medmpi::MEDMPI_ISA {
+namespace {
+
+constexpr int64_t kChunkValues = 1 << 15;
+constexpr int64_t kWide = 1024;  // longest wide row: its sums and factors live on the stack and in L1
+constexpr int64_t kPreferredWide = 256;
+
+/// How rows are cut: `copies` rows make a wide row, `rows` rows a chunk.
+struct Cut {
+  int64_t m, c, copies, rows, chunks;
+};
+
+Cut cut_rows(int64_t m, int64_t c) {
+  int64_t common = kLanes;
+  while (c % common) common /= 2;
+  int64_t copies = kLanes / common;
+  if (c * copies > kWide) copies = 1;
+  while (2 * c * copies <= kPreferredWide) copies *= 2;
+  int64_t rows = kChunkValues / c < 16 ? 16 : kChunkValues / c;
+  rows = (rows + copies - 1) / copies * copies;
+  return {m, c, copies, rows, (m + rows - 1) / rows};
+}
+
+/// Calls body(first row, rows, first channel, channels, copies) for every block of the chunk: the wide rows, in blocks
+/// of at most kWide channels, then the rows that do not fill a wide one.
+template <typename Body>
+MEDMPI_INLINE void for_blocks(const Cut& cut, int64_t chunk, const Body& body) {
+  const int64_t first = chunk * cut.rows;
+  const int64_t rows = first + cut.rows < cut.m ? cut.rows : cut.m - first;
+  for (int64_t c0 = 0; c0 < cut.c; c0 += kWide) {
+    const int64_t channels = cut.c - c0 < kWide ? cut.c - c0 : kWide;
+    body(first, rows, c0, channels);
+  }
+}
+
+/// body(i) for the chunks, each thread from its last to its first.
+template <typename Body>
+void backwards(int64_t chunks, const Body& body) {
+  if (chunks <= 1) {
+    if (chunks) body(int64_t{0});
+    return;
+  }
+#pragma omp parallel
+  {
+    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+    for (int64_t i = (t + 1) * chunks / threads - 1; i >= t * chunks / threads; --i) body(i);
+  }
+}
+
+template <typename Body>
+void forwards(int64_t chunks, const Body& body) {
+  if (chunks <= 1) {
+    if (chunks) body(int64_t{0});
+    return;
+  }
+#pragma omp parallel
+  {
+    const int64_t threads = omp_get_num_threads(), t = omp_get_thread_num();
+    for (int64_t i = t * chunks / threads; i < (t + 1) * chunks / threads; ++i) body(i);
+  }
+}
+
+/// Adds `copies` sums per channel into the first.
+MEDMPI_INLINE void fold(const float* wide, int64_t c, int64_t copies, double* sum) {
+  for (int64_t j = 0; j < c; ++j) sum[j] = static_cast<double>(wide[j]);
+  for (int64_t k = 1; k < copies; ++k)
+    for (int64_t j = 0; j < c; ++j) sum[j] += static_cast<double>(wide[k * c + j]);
+}
+
+MEDMPI_INLINE void repeat(float* wide, int64_t c, int64_t copies) {
+  for (int64_t j = c; j < c * copies; ++j) wide[j] = wide[j - c];
+}
+
+/// s += sum of `rows` rows of `w` values, `stride` apart; q += sum of their squares, which are exact in float64.
+void add_moments(int64_t rows, int64_t w, int64_t stride, const float* x, double* __restrict s, double* __restrict q) {
+  int64_t i = 0;
+  for (; i + 4 <= rows; i += 4, x += 4 * stride)
+    for (int64_t j = 0; j < w; ++j) {
+      const double a = static_cast<double>(x[j]), b = static_cast<double>(x[stride + j]);
+      const double c = static_cast<double>(x[2 * stride + j]), d = static_cast<double>(x[3 * stride + j]);
+      s[j] += (a + b) + (c + d);
+      q[j] += (a * a + b * b) + (c * c + d * d);
+    }
+  for (; i < rows; ++i, x += stride)
+    for (int64_t j = 0; j < w; ++j) {
+      const double a = static_cast<double>(x[j]);
+      s[j] += a;
+      q[j] += a * a;
+    }
+}
+
+/// mean and m2 of one chunk's block of channels. Sums in float64 from the first value on: however a batch is divided
+/// among ranks, its statistics then agree to the last digits of float64, and the normalised float32 values with them.
+void chunk_statistics(const Cut& cut, int64_t rows, int64_t c, const float* x, double* mean, double* m2) {
+  alignas(64) double s[kWide], q[kWide];
+  const int64_t k = cut.copies, wide = c * k, stride = cut.c * k;
+  for (int64_t j = 0; j < wide; ++j) s[j] = q[j] = 0.0;
+  const float* rest = x + rows / k * stride;
+  add_moments(rows / k, wide, stride, x, s, q);
+  add_moments(rows % k, c, cut.c, rest, s, q);
+  const double inverse = 1.0 / static_cast<double>(rows);
+  for (int64_t j = 0; j < c; ++j) {
+    double sum = s[j], squares = q[j];
+    for (int64_t copy = 1; copy < k; ++copy) {
+      sum += s[copy * c + j];
+      squares += q[copy * c + j];
+    }
+    mean[j] = sum * inverse;
+    squares -= sum * mean[j];
+    m2[j] = squares < 0.0 ? 0.0 : squares;
+  }
+}
+
+bool statistics(int64_t m, int64_t c, const float* x, double* mean, double* m2) {
+  for (int64_t j = 0; j < c; ++j) mean[j] = m2[j] = 0.0;
+  const Cut cut = cut_rows(m, c);
+  auto* part = static_cast<double*>(scratch(0, static_cast<size_t>(cut.chunks * c * 2) * sizeof(double)));
+  if (!part) return false;
+  forwards(cut.chunks, [=](int64_t i) {
+    for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t channels) {
+      double* mine = part + i * c * 2 + c0;
+      chunk_statistics(cut, rows, channels, x + first * c + c0, mine, mine + c);
+    });
+  });
+  for (int64_t i = 0; i < cut.chunks; ++i) {
+    const double before = static_cast<double>(i * cut.rows);
+    const double rows = static_cast<double>(i + 1 < cut.chunks ? cut.rows : m - i * cut.rows);
+    const double share = rows / (before + rows), cross = before * share;
+    const double *mean_i = part + i * c * 2, *m2_i = mean_i + c;
+    for (int64_t j = 0; j < c; ++j) {
+      const double delta = mean_i[j] - mean[j];
+      mean[j] += delta * share;
+      m2[j] += m2_i[j] + delta * delta * cross;
+    }
+  }
+  return true;
+}
+
+/// Calls body(x offset, values) for the wide rows of a block and then for the rows left over.
+template <typename Body>
+MEDMPI_INLINE void for_rows(const Cut& cut, int64_t first, int64_t rows, int64_t c0, int64_t c, const Body& body) {
+  const int64_t k = cut.copies, stride = cut.c * k, begin = first * cut.c + c0, wide = rows / k;
+  for (int64_t i = 0; i < wide; ++i) body(begin + i * stride, c * k);
+  for (int64_t i = 0; i < rows % k; ++i) body(begin + wide * stride + i * cut.c, c);
+}
+
+template <bool kResidual, bool kRelu>
+void apply_as(const Cut& cut, const float* x, const float* gamma, const float* beta, const double* mean,
+              const double* rstd, const float* residual, float* y) {
+  backwards(cut.chunks, [=](int64_t i) {
+    for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
+      alignas(64) float shift[kWide], scale[kWide], add[kWide];
+      for (int64_t j = 0; j < c; ++j) {
+        const double a = rstd[c0 + j] * static_cast<double>(gamma[c0 + j]);
+        shift[j] = static_cast<float>(mean[c0 + j]);
+        scale[j] = static_cast<float>(a);
+        add[j] =
+            static_cast<float>(static_cast<double>(beta[c0 + j]) + (static_cast<double>(shift[j]) - mean[c0 + j]) * a);
+      }
+      repeat(shift, c, cut.copies);
+      repeat(scale, c, cut.copies);
+      repeat(add, c, cut.copies);
+      for_rows(cut, first, rows, c0, c, [&](int64_t at, int64_t w) {
+#pragma GCC ivdep
+        for (int64_t j = 0; j < w; ++j) {
+          float v = (x[at + j] - shift[j]) * scale[j] + add[j];
+          if constexpr (kResidual) v += residual[at + j];
+          if constexpr (kRelu) v = v < 0.0f ? 0.0f : v;
+          y[at + j] = v;
+        }
+      });
+    });
+  });
+}
+
+void apply(int64_t m, int64_t c, const float* x, const float* gamma, const float* beta, const double* mean,
+           const double* rstd, const float* residual, bool relu, float* y) {
+  const Cut cut = cut_rows(m, c);
+  const auto run = residual ? (relu ? apply_as<true, true> : apply_as<true, false>)
+                            : (relu ? apply_as<false, true> : apply_as<false, false>);
+  run(cut, x, gamma, beta, mean, rstd, residual, y);
+}
+
+template <bool kMask>
+void reduce_rows(int64_t rows, int64_t w, int64_t stride, const float* dy, const float* x, const float* y,
+                 const float* __restrict shift, float* __restrict s, float* __restrict q) {
+  for (int64_t i = 0; i < rows; ++i, dy += stride, x += stride, y += kMask ? stride : 0)
+    for (int64_t j = 0; j < w; ++j) {
+      const float whole = dy[j];  // read in any case, so that the choice is a mask and not a branch
+      const float g = !kMask || y[j] > 0.0f ? whole : 0.0f;
+      s[j] += g;
+      q[j] += g * (x[j] - shift[j]);
+    }
+}
+
+template <bool kMask>
+void reduce_as(const Cut& cut, const float* dy, const float* x, const float* y, const double* mean, double* part) {
+  forwards(cut.chunks, [=](int64_t i) {
+    for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
+      alignas(64) float shift[kWide], s[kWide], q[kWide];
+      const int64_t k = cut.copies, stride = cut.c * k, at = first * cut.c + c0, rest = at + rows / k * stride;
+      for (int64_t j = 0; j < c; ++j) shift[j] = static_cast<float>(mean[c0 + j]);
+      repeat(shift, c, k);
+      for (int64_t j = 0; j < c * k; ++j) s[j] = q[j] = 0.0f;
+      reduce_rows<kMask>(rows / k, c * k, stride, dy + at, x + at, kMask ? y + at : y, shift, s, q);
+      reduce_rows<kMask>(rows % k, c, cut.c, dy + rest, x + rest, kMask ? y + rest : y, shift, s, q);
+      double* mine = part + i * cut.c * 2 + c0;
+      fold(s, c, k, mine);
+      fold(q, c, k, mine + cut.c);
+    });
+  });
+}
+
+bool backward_reduce(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const double* mean,
+                     const double* rstd, double* sum_dy, double* sum_dy_xhat) {
+  for (int64_t j = 0; j < c; ++j) sum_dy[j] = sum_dy_xhat[j] = 0.0;
+  const Cut cut = cut_rows(m, c);
+  auto* part = static_cast<double*>(scratch(0, static_cast<size_t>(cut.chunks * c * 2) * sizeof(double)));
+  if (!part) return false;
+  (y ? reduce_as<true> : reduce_as<false>)(cut, dy, x, y, mean, part);
+  for (int64_t i = 0; i < cut.chunks; ++i)
+    for (int64_t j = 0; j < c; ++j) {
+      sum_dy[j] += part[i * c * 2 + j];
+      sum_dy_xhat[j] += part[i * c * 2 + c + j];
+    }
+  for (int64_t j = 0; j < c; ++j) {
+    const double rounding = static_cast<double>(static_cast<float>(mean[j])) - mean[j];
+    sum_dy_xhat[j] = (sum_dy_xhat[j] + sum_dy[j] * rounding) * rstd[j];
+  }
+  return true;
+}
+
+struct Sums {
+  const float* gamma;
+  const double *mean, *rstd, *sum_dy, *sum_dy_xhat;
+  double count;
+};
+
+template <bool kMask, bool kResidual>
+void backward_apply_as(const Cut& cut, const float* dy, const float* x, const float* y, const Sums& sums,
+                       float* dresidual, float* dx) {
+  backwards(cut.chunks, [=](int64_t i) {
+    for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
+      // dx = scale dy + slope (x - shift) + add
+      alignas(64) float shift[kWide], scale[kWide], slope[kWide], add[kWide];
+      for (int64_t j = 0; j < c; ++j) {
+        const int64_t k = c0 + j;
+        const double a = static_cast<double>(sums.gamma[k]) * sums.rstd[k];
+        const double b = -a * sums.rstd[k] * sums.sum_dy_xhat[k] / sums.count;
+        shift[j] = static_cast<float>(sums.mean[k]);
+        scale[j] = static_cast<float>(a);
+        slope[j] = static_cast<float>(b);
+        add[j] =
+            static_cast<float>(b * (static_cast<double>(shift[j]) - sums.mean[k]) - a * sums.sum_dy[k] / sums.count);
+      }
+      repeat(shift, c, cut.copies);
+      repeat(scale, c, cut.copies);
+      repeat(slope, c, cut.copies);
+      repeat(add, c, cut.copies);
+      for_rows(cut, first, rows, c0, c, [&](int64_t at, int64_t w) {
+#pragma GCC ivdep
+        for (int64_t j = 0; j < w; ++j) {
+          const float whole = dy[at + j];
+          const float g = !kMask || y[at + j] > 0.0f ? whole : 0.0f;
+          if constexpr (kResidual) dresidual[at + j] = g;
+          dx[at + j] = scale[j] * g + (slope[j] * (x[at + j] - shift[j]) + add[j]);
+        }
+      });
+    });
+  });
+}
+
+void backward_apply(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
+                    const double* mean, const double* rstd, const double* sum_dy, const double* sum_dy_xhat,
+                    double count, float* dresidual, float* dx) {
+  const Cut cut = cut_rows(m, c);
+  const Sums sums{gamma, mean, rstd, sum_dy, sum_dy_xhat, count};
+  const auto run = y ? (dresidual ? backward_apply_as<true, true> : backward_apply_as<true, false>)
+                     : (dresidual ? backward_apply_as<false, true> : backward_apply_as<false, false>);
+  run(cut, dy, x, y, sums, dresidual, dx);
+}
+
+}  // namespace
+
+extern const BatchNormOps batchnorm;
+const BatchNormOps batchnorm = {statistics, apply, backward_reduce, backward_apply};
+
+}  // namespace medmpi::MEDMPI_ISA

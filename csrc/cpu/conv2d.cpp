@@ -1,0 +1,69 @@
+// The convolution family's table: who computes what, and sums over pixels.
+#include "ops/conv2d.h"
+
+#include "cpu/conv2d_direct.h"
+#include "cpu/conv2d_weight.h"
+#include "cpu/conv2d_winograd.h"
+#include "cpu/depthwise.h"
+#include "cpu/simd.h"
+#include "cpu/threads.h"
+#include "cpu/winograd_weight.h"
+#include "ops/scratch.h"
+
+namespace medmpi::MEDMPI_ISA {
+namespace {
+
+constexpr int kSlotSums = 0;  // of the calling thread: partial sums over rows
+
+bool by_winograd(const Conv2dShape& shape, Conv2dAlgo algo) {
+  return algo == Conv2dAlgo::kWinograd || (algo == Conv2dAlgo::kAuto && conv2d_winograd_pays(shape));
+}
+
+void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const float* bias,
+             bool relu, float* y) {
+  if (is_depthwise(shape)) return depthwise_forward(shape, x, weight, bias, relu, y);
+  if (by_winograd(shape, algo)) return conv2d_winograd_forward(shape, x, weight, bias, relu, y);
+  conv2d_direct_forward(shape, x, weight, bias, relu, y);
+}
+
+void backward_data(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight, const float* bias,
+                   float* dx) {
+  if (is_depthwise(shape)) return depthwise_backward_data(shape, dy, weight, bias, dx);
+  if (by_winograd(shape, algo)) return conv2d_winograd_backward_data(shape, dy, weight, bias, dx);
+  conv2d_direct_backward_data(shape, dy, weight, bias, dx);
+}
+
+void backward_weight(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* x, float* dweight) {
+  if (is_depthwise(shape)) return depthwise_backward_weight(shape, dy, x, dweight);
+  if (algo == Conv2dAlgo::kWinograd || (algo == Conv2dAlgo::kAuto && winograd_weight_pays(shape)))
+    return winograd_backward_weight(shape, dy, x, dweight);
+  conv2d_backward_weight(shape, dy, x, dweight);
+}
+
+void sum_channels(int64_t rows, int64_t channels, const float* dy, float* sums) {
+  if (rows == 0 || channels == 0) return;
+  // The chunks depend on the size alone; their sums are short, and are added in order and in double.
+  const int64_t chunk = rows > 256 * 64 ? (rows + 255) / 256 : 64;
+  const int64_t chunks = (rows + chunk - 1) / chunk;
+  float* parts = static_cast<float*>(scratch(kSlotSums, static_cast<size_t>(chunks * channels) * sizeof(float)));
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < chunks; ++i) {
+    float* part = parts + i * channels;
+    const int64_t end = (i + 1) * chunk < rows ? (i + 1) * chunk : rows;
+    std::memcpy(part, dy + i * chunk * channels, static_cast<size_t>(channels) * sizeof(float));
+    for (int64_t row = i * chunk + 1; row < end; ++row)
+      for (int64_t j = 0; j < channels; ++j) part[j] += dy[row * channels + j];
+  }
+  for (int64_t j = 0; j < channels; ++j) {
+    double total = 0.0;
+    for (int64_t i = 0; i < chunks; ++i) total += static_cast<double>(parts[i * channels + j]);
+    sums[j] += static_cast<float>(total);
+  }
+}
+
+}  // namespace
+
+extern const Conv2dOps conv2d;
+const Conv2dOps conv2d = {forward, backward_data, backward_weight, sum_channels};
+
+}  // namespace medmpi::MEDMPI_ISA

@@ -1,0 +1,437 @@
+// Direct convolution. A unit of work is a stretch of output rows of one image, or a few whole small images. Its input
+// is packed once into scratch as [image][16 channels][row][column][16], with zeros where the padding is and with the
+// columns and rows of a strided convolution sorted by remainder, so that neighbouring output pixels read neighbouring
+// packed pixels whatever the stride. Weights are packed as [2 vectors of output channels][16 input channels and filter
+// position][input channel][output channel]. Loop order: output channels, a first-level-cache full of weights, pixels.
+// The gradient for the input of a strided convolution is one such pass for each remainder of the position by the
+// stride. The order in which a sum is added up is fixed by the shape, so neither units nor threads change a bit.
+#include "cpu/conv2d_direct.h"
+
+#include "cpu/conv2d_tile.h"
+#include "cpu/threads.h"
+#include "cpu/tile.h"
+#include "ops/scratch.h"
+
+namespace medmpi::MEDMPI_ISA {
+namespace {
+
+// Scratch slots. Of the calling thread: weights, lists. Of each thread: packed input, a narrow group's results.
+constexpr int kSlotWeight = 0, kSlotLists = 1, kSlotInput = 2, kSlotNarrow = 3;
+
+constexpr int64_t kWide = 2 * kLanes;        // output channels of a group
+constexpr int64_t kWeightBytes = 20 << 10;   // of weights that stay in the first-level cache
+constexpr int64_t kInputBytes = 640 << 10;   // of packed input that stay in the second-level cache
+constexpr int64_t kOutputBytes = 768 << 10;  // of a band's outputs, which each group of channels revisits
+constexpr int64_t kManyWeights = 512 << 10;  // bytes from which a unit should be large
+constexpr int64_t kFewPixels = 256, kMorePixels = 768;
+
+constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// A filter position: input position = output position * step + (dh, dw).
+struct Tap {
+  int64_t dh, dw, row;  // row: the weight row of its first channel
+};
+
+/// One set of output positions that share their taps.
+struct Pass {
+  int64_t oh, ow, y_offset;
+  int64_t tap_begin, tap_end;
+  int64_t step_begin, step_end;
+  int64_t weight;  // floats before its packed weights
+};
+
+/// A convolution as the loops see it. Channels are those of one group.
+struct Plan {
+  int64_t n, h, w, c, k, groups;
+  int64_t step_h, step_w;
+  int64_t last_w;  // width of the very last row: less than w where pixels were cut into rows
+  int64_t x_image, x_row, x_pixel, y_image, y_row, y_pixel;
+  int64_t fold;  // > 0: a packed pixel holds this many floats from its leftmost tap on, taps differ in rows only
+  Pass* passes;
+  int64_t pass_count;
+  Tap* taps;
+  int64_t tap_count;
+  Step* steps;
+  int64_t oh, ow;  // largest of the passes
+  // the packed input
+  int64_t dh, dw, phases_h, phases_w, packed_w, blocks;
+  // weights
+  bool turned;
+  int64_t ldw, weight_group;
+  int64_t packed_weights;  // floats of one group
+  const float* bias;
+  bool relu;
+};
+
+MEDMPI_INLINE float* floats(int slot, int64_t count) {
+  return static_cast<float*>(scratch(slot, static_cast<size_t>(count + 1) * sizeof(float)));
+}
+
+/// Lists of at most this many taps, steps and passes.
+void allocate_lists(Plan& plan, int64_t taps, int64_t passes) {
+  const int64_t blocks = ceil_div(plan.c, kPack);
+  const auto bytes = [](int64_t count, size_t size) { return (static_cast<size_t>(count) * size + 63) / 64 * 64; };
+  const size_t tap_bytes = bytes(taps, sizeof(Tap)), pass_bytes = bytes(passes, sizeof(Pass));
+  char* base =
+      static_cast<char*>(scratch(kSlotLists, tap_bytes + pass_bytes + bytes(taps * blocks, sizeof(Step)) + 64));
+  plan.taps = reinterpret_cast<Tap*>(base);
+  plan.passes = reinterpret_cast<Pass*>(base + tap_bytes);
+  plan.steps = reinterpret_cast<Step*>(base + tap_bytes + pass_bytes);
+  plan.tap_count = plan.pass_count = 0;
+}
+
+/// Sizes that follow from taps and passes.
+void settle(Plan& plan) {
+  int64_t dh0 = 0, dh1 = 0, dw0 = 0, dw1 = 0;
+  for (int64_t t = 0; t < plan.tap_count; ++t) {
+    const Tap& tap = plan.taps[t];
+    dh0 = t ? smaller(dh0, tap.dh) : tap.dh;
+    dh1 = t ? larger(dh1, tap.dh) : tap.dh;
+    dw0 = t ? smaller(dw0, tap.dw) : tap.dw;
+    dw1 = t ? larger(dw1, tap.dw) : tap.dw;
+  }
+  plan.oh = plan.ow = 0;
+  for (int64_t i = 0; i < plan.pass_count; ++i) {
+    plan.oh = larger(plan.oh, plan.passes[i].oh);
+    plan.ow = larger(plan.ow, plan.passes[i].ow);
+  }
+  plan.dh = dh0;
+  plan.dw = dw0;
+  plan.phases_h = smaller(plan.step_h, dh1 - dh0 + 1);
+  plan.phases_w = plan.fold ? 1 : smaller(plan.step_w, dw1 - dw0 + 1);
+  plan.packed_w = plan.ow + (plan.fold ? 0 : (dw1 - dw0) / plan.step_w);
+  plan.blocks = ceil_div(plan.c, kPack);
+}
+
+/// Rows of one remainder that `rows` output rows read.
+int64_t packed_h(const Plan& plan, int64_t rows) {
+  int64_t reach = 0;
+  for (int64_t t = 0; t < plan.tap_count; ++t) reach = larger(reach, plan.taps[t].dh - plan.dh);
+  return rows + reach / plan.step_h;
+}
+
+int64_t packed_image(const Plan& plan, int64_t rows) {
+  return plan.blocks * plan.phases_h * packed_h(plan, rows) * plan.phases_w * plan.packed_w * kPack;
+}
+
+/// Where each stretch of channels of each tap lies for units of this many rows.
+void make_steps(Plan& plan, int64_t rows) {
+  const int64_t ph = packed_h(plan, rows), line = plan.phases_w * plan.packed_w;
+  int64_t count = 0, weight = 0;
+  for (int64_t i = 0; i < plan.pass_count; ++i) {
+    Pass& pass = plan.passes[i];
+    pass.step_begin = count;
+    int64_t before = 0;
+    pass.weight = weight;
+    for (int64_t b = 0; b < plan.blocks; ++b)
+      for (int64_t t = pass.tap_begin; t < pass.tap_end; ++t) {
+        const Tap& tap = plan.taps[t];
+        const int64_t eh = tap.dh - plan.dh, ew = tap.dw - plan.dw;
+        const int64_t row = eh % plan.step_h * ph + eh / plan.step_h;
+        const int64_t column = plan.fold ? 0 : ew % plan.step_w * plan.packed_w + ew / plan.step_w;
+        const int64_t channels = smaller(kPack, plan.c - b * kPack);
+        plan.steps[count++] = {((b * plan.phases_h * ph + row) * line + column) * kPack, channels, tap.row, b * kPack,
+                               before};
+        before += channels;
+      }
+    pass.step_end = count;
+    weight += (pass.tap_end - pass.tap_begin) * plan.c * ceil_div(plan.k, kLanes) * kLanes;
+  }
+  plan.packed_weights = weight;
+}
+
+/// Packs the weights of one step for the output channels [k0, k0 + width) into rows of `lanes`.
+void pack_step(const Plan& plan, const Step& step, const float* weight, int64_t k0, int64_t width, int64_t lanes,
+               float* out) {
+  if (!plan.turned) {
+    const float* in = weight + (step.row + step.channel) * plan.ldw + k0;
+    for (int64_t c = 0; c < step.channels; ++c, in += plan.ldw, out += lanes) {
+      if (width == kWide) {
+        store(out, load(in));
+        store(out + kLanes, load(in + kLanes));
+      } else {
+        for (int64_t k = 0; k < lanes; ++k) out[k] = k < width ? in[k] : 0.0f;
+      }
+    }
+    return;
+  }
+  pack_transposed(weight + (step.row + k0) * plan.ldw + step.channel, plan.ldw, width, step.channels, out, lanes,
+                  lanes);
+}
+
+void pack_weights(const Plan& plan, const float* weight, float* packed) {
+  const int64_t wide = ceil_div(plan.k, kWide);
+  for (int64_t i = 0; i < plan.pass_count; ++i) {
+    const Pass& pass = plan.passes[i];
+    const int64_t depth = (pass.tap_end - pass.tap_begin) * plan.c;
+#pragma omp parallel for schedule(static) collapse(2)
+    for (int64_t group = 0; group < plan.groups; ++group)
+      for (int64_t s = pass.step_begin; s < pass.step_end; ++s)
+        for (int64_t o = 0; o < wide; ++o) {  // innermost: weights are read in the order they lie
+          const int64_t width = smaller(kWide, plan.k - o * kWide), lanes = width > kLanes ? kWide : kLanes;
+          const Step& step = plan.steps[s];
+          pack_step(plan, step, weight + group * plan.weight_group, o * kWide, width, lanes,
+                    packed + group * plan.packed_weights + pass.weight + o * kWide * depth + step.before * lanes);
+        }
+  }
+}
+
+/// One packed line of one remainder: packed pixels `column * step_w + phase + dw` of input row `in`, null for padding.
+void pack_line(const Plan& plan, const float* in, int64_t width, int64_t phase, float* out, int64_t block_stride) {
+  const int64_t first = plan.dw + phase;
+  int64_t begin = first < 0 ? smaller(ceil_div(-first, plan.step_w), plan.packed_w) : 0;
+  int64_t end = width > first ? smaller(ceil_div(width - first, plan.step_w), plan.packed_w) : 0;
+  if (!in || end < begin) begin = end = 0;
+  const int64_t whole = plan.c / kPack, rest = plan.c % kPack;
+  for (int64_t b = 0; b < plan.blocks; ++b) {
+    float* line = out + b * block_stride;
+    std::memset(line, 0, static_cast<size_t>(begin * kPack) * sizeof(float));
+    std::memset(line + end * kPack, 0, static_cast<size_t>((plan.packed_w - end) * kPack) * sizeof(float));
+  }
+  for (int64_t j = begin; j < end; ++j) {
+    const float* pixel = in + (first + j * plan.step_w) * plan.x_pixel;
+    float* to = out + j * kPack;
+    for (int64_t b = 0; b < whole; ++b, pixel += kPack, to += block_stride)
+#pragma GCC unroll 4
+      for (int v = 0; v < kPack; v += kLanes) store(to + v, load(pixel + v));
+    for (int64_t c = 0; c < rest; ++c) to[c] = pixel[c];
+  }
+}
+
+/// As pack_line where a packed pixel holds all taps of a row: `fold` neighbouring floats.
+void pack_folded(const Plan& plan, const float* in, int64_t width, float* out, int64_t block_stride) {
+  const int64_t size = in ? width * plan.x_pixel : 0;
+  for (int64_t j = 0; j < plan.ow; ++j) {
+    const int64_t first = (j * plan.step_w + plan.dw) * plan.x_pixel;
+    const bool inside = first >= 0 && first + plan.blocks * kPack <= size;
+    for (int64_t b = 0; b < plan.blocks; ++b) {
+      float* to = out + b * block_stride + j * kPack;
+      if (inside) {  // values beyond the fold are neighbours that no weight meets
+#pragma GCC unroll 4
+        for (int v = 0; v < kPack; v += kLanes) store(to + v, load(in + first + b * kPack + v));
+      } else {
+        for (int64_t c = 0; c < kPack; ++c) {
+          const int64_t at = first + b * kPack + c;
+          to[c] = at >= 0 && at < size ? in[at] : 0.0f;
+        }
+      }
+    }
+  }
+}
+
+/// Which outputs a unit computes.
+struct Unit {
+  int64_t image, images, row, rows;
+};
+
+void pack_input(const Plan& plan, const Unit& unit, int64_t ph, const float* x, float* packed) {
+  const int64_t line = plan.phases_w * plan.packed_w * kPack, block = plan.phases_h * ph * line;
+  for (int64_t i = 0; i < unit.images; ++i)
+    for (int64_t f = 0; f < plan.phases_h; ++f)
+      for (int64_t q = 0; q < ph; ++q) {
+        const int64_t row = (unit.row + q) * plan.step_h + f + plan.dh;
+        const float* in = row >= 0 && row < plan.h ? x + (unit.image + i) * plan.x_image + row * plan.x_row : nullptr;
+        const int64_t width = row == plan.h - 1 ? plan.last_w : plan.w;
+        float* out = packed + i * plan.blocks * block + (f * ph + q) * line;
+        if (plan.fold) {
+          pack_folded(plan, in, width, out, block);
+          continue;
+        }
+        for (int64_t p = 0; p < plan.phases_w; ++p)
+          pack_line(plan, in, width, p, out + p * plan.packed_w * kPack, block);
+      }
+}
+
+/// All pixels of a unit for one group of output channels and one stretch of steps.
+template <int Vectors>
+void sweep(const Plan& plan, const Pass& pass, const Unit& unit, int64_t ph, TileWork& work, const float* packed,
+           float* y, int64_t y_image) {
+  const int64_t line = plan.phases_w * plan.packed_w * kPack;
+  const int64_t image = plan.blocks * plan.phases_h * ph * line;
+  const int64_t rows = smaller(unit.rows, pass.oh - unit.row);
+  work.a_row = line;
+  for (int64_t i = 0; i < unit.images; ++i)
+    for (int64_t q = 0; q < rows;) {
+      const bool last = plan.last_w < plan.w && unit.row + q == plan.h - 1;
+      const int64_t width = last ? plan.last_w : pass.ow;
+      const bool pair = q + 1 < rows && width <= kTilePixels / 2 && plan.last_w == plan.w;
+      const int64_t tiles = ceil_div(width, kTilePixels);
+      const float* a = packed + i * image + q * line;
+      float* to = y + i * y_image + q * work.y_row;
+      for (int64_t t = 0, j = 0; t < tiles; ++t) {
+        const int64_t columns = (width - j) / (tiles - t);
+        (pair ? Tiles<Vectors>::kPair : Tiles<Vectors>::kSingle)[columns](work, a + j * kPack, to + j * work.y_pixel);
+        j += columns;
+      }
+      q += pair ? 2 : 1;
+    }
+}
+
+/// One unit for the output-channel groups [o0, o1).
+void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int64_t o0, int64_t o1, const float* x,
+              const float* weight, float* y) {
+  float* packed =
+      floats(kSlotInput, unit.images * plan.blocks * plan.phases_h * ph * plan.phases_w * plan.packed_w * kPack);
+  pack_input(plan, unit, ph, x + group * plan.c, packed);
+  float* narrow = plan.k % kLanes ? floats(kSlotNarrow, unit.images * unit.rows * plan.ow * kWide) : nullptr;
+  for (int64_t i = 0; i < plan.pass_count; ++i) {
+    const Pass& pass = plan.passes[i];
+    if (unit.row >= pass.oh || pass.ow == 0) continue;
+    const int64_t rows = smaller(unit.rows, pass.oh - unit.row);
+    const int64_t depth = (pass.tap_end - pass.tap_begin) * plan.c;
+    for (int64_t o = o0; o < o1; ++o) {
+      const int64_t width = smaller(kWide, plan.k - o * kWide), lanes = width > kLanes ? kWide : kLanes;
+      float start[kWide] = {};
+      if (plan.bias)
+        std::memcpy(start, plan.bias + group * plan.k + o * kWide, static_cast<size_t>(width) * sizeof(float));
+      float* out = y + pass.y_offset + unit.image * plan.y_image + unit.row * plan.y_row + group * plan.k + o * kWide;
+      const bool whole = width == lanes;
+      TileWork work{};
+      work.y_row = whole ? plan.y_row : pass.ow * lanes;
+      work.y_pixel = whole ? plan.y_pixel : lanes;
+      float* target = whole ? out : narrow;
+      const int64_t y_image = whole ? plan.y_image : rows * pass.ow * lanes;
+      const float* w = weight + group * plan.packed_weights + pass.weight + o * kWide * depth;
+      const int64_t chunks = larger(1, ceil_div(depth * lanes * 4, kWeightBytes));
+      int64_t step = pass.step_begin, done = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        work.steps = plan.steps + step;
+        work.weight = w + done * lanes;
+        work.start = chunk ? nullptr : start;
+        work.relu = plan.relu && chunk + 1 == chunks;
+        const int64_t goal = depth * (chunk + 1) / chunks;
+        while (step < pass.step_end && done < goal) done += plan.steps[step++].channels;
+        work.count = plan.steps + step - work.steps;
+        if (lanes == kWide)
+          sweep<2>(plan, pass, unit, ph, work, packed, target, y_image);
+        else
+          sweep<1>(plan, pass, unit, ph, work, packed, target, y_image);
+      }
+      if (whole) continue;
+      for (int64_t image = 0; image < unit.images; ++image)
+        for (int64_t q = 0; q < rows; ++q) {
+          const bool last = plan.last_w < plan.w && unit.row + q == plan.h - 1;
+          for (int64_t j = 0; j < (last ? plan.last_w : pass.ow); ++j) {
+            const float* from = narrow + ((image * rows + q) * pass.ow + j) * lanes;
+            float* to = out + image * plan.y_image + q * plan.y_row + j * plan.y_pixel;
+            for (int64_t k = 0; k < width; ++k) to[k] = from[k];
+          }
+        }
+    }
+  }
+}
+
+/// Cuts the work into units and shares them out.
+void run(Plan& plan, const float* x, const float* weight, float* y) {
+  settle(plan);
+  if (plan.n == 0 || plan.oh == 0 || plan.ow == 0) return;
+  const int64_t threads = omp_get_max_threads();
+  const int64_t goal = plan.tap_count * plan.c * plan.k * 4 > kManyWeights ? kMorePixels : kFewPixels;
+  const int64_t limit = kInputBytes / 4;
+  int64_t rows = plan.oh, images = 1;
+  const auto too_large = [&](int64_t band) {
+    const int64_t pixels = band * plan.ow;
+    return packed_image(plan, band) > limit || (pixels * plan.k * 4 > kOutputBytes && pixels >= 2 * goal);
+  };
+  if (too_large(rows) || (plan.n < threads && plan.oh * plan.ow >= threads * goal)) {
+    while (rows > 1 && (too_large(rows) || plan.n * ceil_div(plan.oh, rows) < threads))
+      rows = smaller(rows - 1, ceil_div(plan.oh, ceil_div(plan.oh, rows) + 1));
+  } else {
+    images = larger(1, smaller(goal / (plan.oh * plan.ow), 2 * limit / packed_image(plan, rows)));
+    images = smaller(images, ceil_div(plan.n, threads));
+    images = ceil_div(plan.n, ceil_div(ceil_div(plan.n, images), threads) * threads);
+  }
+  const int64_t ph = packed_h(plan, rows);
+  make_steps(plan, rows);
+  float* packed = floats(kSlotWeight, plan.groups * plan.packed_weights);
+  pack_weights(plan, weight, packed);
+  const int64_t bands = ceil_div(plan.oh, rows), units = plan.groups * ceil_div(plan.n, images) * bands;
+  const int64_t wide = ceil_div(plan.k, kWide), parts = smaller(wide, ceil_div(threads, units));
+#pragma omp parallel for schedule(dynamic, 1)
+  for (int64_t item = 0; item < units * parts; ++item) {
+    const int64_t part = item % parts, band = item / parts % bands, rest = item / parts / bands;
+    const int64_t group = rest % plan.groups, first = rest / plan.groups * images;
+    const Unit unit{first, smaller(images, plan.n - first), band * rows, smaller(rows, plan.oh - band * rows)};
+    run_unit(plan, unit, ph, group, wide * part / parts, wide * (part + 1) / parts, x, packed, y);
+  }
+}
+
+}  // namespace
+
+void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
+                           float* y) {
+  const int64_t oh = g.out_h(), ow = g.out_w(), gc = g.group_c();
+  Plan plan{};
+  plan.n = g.n, plan.h = g.h, plan.w = plan.last_w = g.w, plan.c = gc, plan.k = g.group_k(), plan.groups = g.groups;
+  plan.step_h = g.stride_h, plan.step_w = g.stride_w;
+  plan.x_image = g.h * g.w * g.c, plan.x_row = g.w * g.c, plan.x_pixel = g.c;
+  plan.y_image = oh * ow * g.k, plan.y_row = ow * g.k, plan.y_pixel = g.k;
+  plan.ldw = g.k, plan.weight_group = plan.k;
+  plan.bias = bias, plan.relu = relu;
+  int64_t pass_h = oh, pass_w = ow;
+  const bool point = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1;
+  if (point && oh == g.h && ow == g.w && g.pad_top == 0 && g.pad_left == 0 && g.n * g.h * g.w > 0) {
+    // pixels are all alike: one image of rows that tiles fit, the last one shorter
+    constexpr int64_t kRow = 8 * kTilePixels;
+    const int64_t pixels = g.n * g.h * g.w, width = smaller(pixels, kRow);
+    plan.n = 1, plan.h = pass_h = ceil_div(pixels, width), plan.w = pass_w = width;
+    plan.last_w = pixels - (plan.h - 1) * width;
+    plan.x_row = width * g.c, plan.y_row = width * g.k;
+  }
+  if (g.groups == 1 && gc <= 8 && g.s > 1 && g.dilation_w == 1) plan.c = plan.fold = g.s * gc;
+  allocate_lists(plan, g.r * g.s, 1);
+  for (int64_t r = 0; r < g.r; ++r)
+    for (int64_t s = 0; s < (plan.fold ? 1 : g.s); ++s)
+      plan.taps[plan.tap_count++] = {r * g.dilation_h - g.pad_top, s * g.dilation_w - g.pad_left, (r * g.s + s) * gc};
+  plan.passes[plan.pass_count++] = {pass_h, pass_w, 0, 0, plan.tap_count, 0, 0, 0};
+  run(plan, x, weight, y);
+}
+
+void conv2d_direct_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
+                                 float* dx) {
+  const int64_t oh = g.out_h(), ow = g.out_w(), gc = g.group_c();
+  Plan plan{};
+  plan.n = g.n, plan.h = oh, plan.w = plan.last_w = ow, plan.c = g.group_k(), plan.k = gc, plan.groups = g.groups;
+  plan.step_h = plan.step_w = 1;
+  plan.x_image = oh * ow * g.k, plan.x_row = ow * g.k, plan.x_pixel = g.k;
+  plan.y_image = g.h * g.w * g.c, plan.y_row = g.stride_h * g.w * g.c, plan.y_pixel = g.stride_w * g.c;
+  plan.turned = true, plan.ldw = g.k, plan.weight_group = plan.c;
+  plan.bias = bias;
+  allocate_lists(plan, g.r * g.s, g.stride_h * g.stride_w);
+  const bool point = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1;
+  if (point && oh == g.h && ow == g.w && g.pad_top == 0 && g.pad_left == 0 && g.n * g.h * g.w > 0) {
+    constexpr int64_t kRow = 8 * kTilePixels;
+    const int64_t pixels = g.n * g.h * g.w, width = smaller(pixels, kRow);
+    plan.n = 1, plan.h = ceil_div(pixels, width), plan.w = width;
+    plan.last_w = pixels - (plan.h - 1) * width;
+    plan.x_row = width * g.k, plan.y_row = width * g.c;
+    plan.taps[plan.tap_count++] = {0, 0, 0};
+    plan.passes[plan.pass_count++] = {plan.h, width, 0, 0, 1, 0, 0, 0};
+    run(plan, dy, weight, dx);
+    return;
+  }
+  for (int64_t a = 0; a < g.stride_h && a < g.h; ++a)
+    for (int64_t b = 0; b < g.stride_w && b < g.w; ++b) {
+      Pass pass{ceil_div(g.h - a, g.stride_h),
+                ceil_div(g.w - b, g.stride_w),
+                (a * g.w + b) * g.c,
+                plan.tap_count,
+                0,
+                0,
+                0,
+                0};
+      for (int64_t r = 0; r < g.r; ++r)
+        for (int64_t s = 0; s < g.s; ++s) {
+          const int64_t top = a + g.pad_top - r * g.dilation_h, left = b + g.pad_left - s * g.dilation_w;
+          if (top % g.stride_h || left % g.stride_w) continue;
+          plan.taps[plan.tap_count++] = {top / g.stride_h, left / g.stride_w, (r * g.s + s) * gc};
+        }
+      pass.tap_end = plan.tap_count;
+      plan.passes[plan.pass_count++] = pass;
+    }
+  run(plan, dy, weight, dx);
+}
+
+}  // namespace medmpi::MEDMPI_ISA

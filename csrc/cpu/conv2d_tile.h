@@ -1,0 +1,119 @@
+#pragma once
+// The register tile of the direct convolution: a few output pixels by one or two vectors of output channels stay in
+// registers while the filter positions and input channels go by.
+#include "cpu/simd.h"
+
+namespace medmpi::MEDMPI_ISA {
+namespace {
+
+// The accumulators, the two weight vectors and one broadcast pixel must fit the register file.
+constexpr int kTilePixels = kLanes == 16 ? 14 : 6;
+constexpr int kPack = 16;  // floats between neighbouring pixels of a packed input
+
+/// One stretch of input channels at one filter position.
+struct Step {
+  int64_t offset;    // floats from the tile's first pixel in the packed input
+  int64_t channels;  // 1 to kPack
+  int64_t row;       // the weight row that the first channel meets
+  int64_t channel;   // first input channel
+  int64_t before;    // channels of the steps before it
+};
+
+/// What one call of a tile needs besides its pixels.
+struct TileWork {
+  const Step* steps;
+  int64_t count;
+  const float* weight;  // one row of Vectors * kLanes floats for each channel of each step
+  int64_t a_row;        // floats between the tile's rows in the packed input
+  int64_t y_row, y_pixel;
+  const float* start;  // what a sum starts from, Vectors * kLanes floats; null: from y
+  bool relu;
+};
+
+using Tile = void (*)(const TileWork& work, const float* a, float* y);
+
+template <int Rows, int Columns, int Vectors>
+__attribute__((noinline)) void tile(const TileWork& work, const float* a, float* y) {
+  constexpr int kPixels = Rows * Columns;
+  const int64_t y_row = work.y_row, y_pixel = work.y_pixel;
+  const float* const start = work.start;
+  Vec sum[kPixels][Vectors];
+#pragma GCC unroll 32
+  for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v)
+      sum[p][v] = load((start ? start : y + p / Columns * y_row + p % Columns * y_pixel) + v * kLanes);
+  if (start)  // the outputs are first touched after all products: time enough to fetch their lines
+#pragma GCC unroll 32
+    for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v)
+        __builtin_prefetch(y + p / Columns * y_row + p % Columns * y_pixel + v * kLanes, 1);
+  const float* weight = work.weight;
+  const int64_t a_row = work.a_row;
+  const Step* const end = work.steps + work.count;
+  for (const Step* step = work.steps; step != end; ++step) {
+    const float* in = a + step->offset;
+    const float* const stop = in + step->channels;
+    do {
+      Vec w[Vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) w[v] = load(weight + v * kLanes);
+#pragma GCC unroll 32
+      for (int p = 0; p < kPixels; ++p) {
+        const Vec pixel = broadcast(in[p / Columns * a_row + p % Columns * kPack]);
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) sum[p][v] += pixel * w[v];
+      }
+      weight += Vectors * kLanes;
+    } while (++in != stop);
+  }
+  if (work.relu)
+#pragma GCC unroll 32
+    for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sum[p][v] = sum[p][v] < Vec{} ? Vec{} : sum[p][v];
+#pragma GCC unroll 32
+  for (int p = 0; p < kPixels; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) store(y + p / Columns * y_row + p % Columns * y_pixel + v * kLanes, sum[p][v]);
+}
+
+/// tiles[vectors - 1][columns]: one row of `columns` pixels; pair_tiles: two rows.
+template <int Vectors>
+struct Tiles {
+  static constexpr Tile kSingle[kTilePixels + 1] = {
+      nullptr,
+      tile<1, 1, Vectors>,
+      tile<1, 2, Vectors>,
+      tile<1, 3, Vectors>,
+      tile<1, 4, Vectors>,
+      tile<1, 5, Vectors>,
+      tile<1, 6, Vectors>,
+#if defined(__AVX512F__)
+      tile<1, 7, Vectors>,
+      tile<1, 8, Vectors>,
+      tile<1, 9, Vectors>,
+      tile<1, 10, Vectors>,
+      tile<1, 11, Vectors>,
+      tile<1, 12, Vectors>,
+      tile<1, 13, Vectors>,
+      tile<1, 14, Vectors>,
+#endif
+  };
+  static constexpr Tile kPair[kTilePixels / 2 + 1] = {
+      nullptr,
+      tile<2, 1, Vectors>,
+      tile<2, 2, Vectors>,
+      tile<2, 3, Vectors>,
+#if defined(__AVX512F__)
+      tile<2, 4, Vectors>,
+      tile<2, 5, Vectors>,
+      tile<2, 6, Vectors>,
+      tile<2, 7, Vectors>,
+#endif
+  };
+};
+
+}  // namespace
+}  // namespace medmpi::MEDMPI_ISA
