@@ -1,0 +1,177 @@
+#include <new>
+
+#include "bind/call.h"
+
+namespace medmpi {
+namespace {
+
+using Object = const py::object&;
+
+std::array<int64_t, 1> channels_of(const Call& call, const Tensor<const float, 2>& x) {
+  call.require(x.shape[1] > 0, "x has 0 channels, expected 1 or more");
+  return {x.shape[1]};
+}
+
+void enough(bool done) {
+  if (!done) throw std::bad_alloc();
+}
+
+void reciprocal_deviation(int64_t c, double count, const double* m2, double eps, double* rstd) {
+  for (int64_t j = 0; j < c; ++j) rstd[j] = 1.0 / std::sqrt((count > 0 ? m2[j] / count : 0.0) + eps);
+}
+
+void check_eps(const Call& call, double eps) {
+  call.require(std::isfinite(eps) && eps >= 0, "eps is " + std::to_string(eps) + ", expected a finite number >= 0");
+}
+
+void statistics(Object x, Object mean, Object m2) {
+  Call call("batch_norm_statistics");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto mu = call.out<double, 1>("mean", mean, c);
+  const auto squares = call.out<double, 1>("m2", m2, c);
+  const auto kernel = host_ops().batchnorm->statistics;
+  bool done = false;
+  call.run(kernel, [&] { done = kernel(in.shape[0], c[0], in.data, mu.data, squares.data); });
+  enough(done);
+}
+
+/// Statistics, then apply; mean and rstd are results.
+void forward(Object x, Object gamma, Object beta, double eps, bool relu, Object residual, Object out, Object mean,
+             Object rstd) {
+  Call call("batch_norm");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto scale = call.in<float, 1>("gamma", gamma, c);
+  const auto shift = call.in<float, 1>("beta", beta, c);
+  Tensor<const float, 2> add{};
+  if (!residual.is_none()) add = call.rows_in<float>("residual", residual, in.shape);
+  const auto y = call.rows_out<float>("out", out, in.shape, in.data);
+  const auto mu = call.out<double, 1>("mean", mean, c);
+  const auto r = call.out<double, 1>("rstd", rstd, c);
+  check_eps(call, eps);
+  const auto* ops = host_ops().batchnorm;
+  bool done = false;
+  call.run(ops->statistics, [&] {
+    done = ops->statistics(in.shape[0], c[0], in.data, mu.data, r.data);
+    if (!done) return;
+    reciprocal_deviation(c[0], static_cast<double>(in.shape[0]), r.data, eps, r.data);
+    ops->apply(in.shape[0], c[0], in.data, scale.data, shift.data, mu.data, r.data, add.data, relu, y.data);
+  });
+  enough(done);
+}
+
+void apply(Object x, Object gamma, Object beta, Object mean, Object rstd, bool relu, Object residual, Object out) {
+  Call call("batch_norm_apply");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto scale = call.in<float, 1>("gamma", gamma, c);
+  const auto shift = call.in<float, 1>("beta", beta, c);
+  const auto mu = call.in<double, 1>("mean", mean, c);
+  const auto r = call.in<double, 1>("rstd", rstd, c);
+  Tensor<const float, 2> add{};
+  if (!residual.is_none()) add = call.rows_in<float>("residual", residual, in.shape);
+  const auto y = call.rows_out<float>("out", out, in.shape, in.data);
+  const auto kernel = host_ops().batchnorm->apply;
+  call.run(kernel, [&] {
+    kernel(in.shape[0], c[0], in.data, scale.data, shift.data, mu.data, r.data, add.data, relu, y.data);
+  });
+}
+
+void backward_reduce(Object dy, Object x, Object mean, Object rstd, Object y, Object sum_dy, Object sum_dy_xhat) {
+  Call call("batch_norm_backward_reduce");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto grad = call.rows_in<float>("dy", dy, in.shape);
+  const auto mu = call.in<double, 1>("mean", mean, c);
+  const auto r = call.in<double, 1>("rstd", rstd, c);
+  Tensor<const float, 2> saved{};
+  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
+  const auto s = call.out<double, 1>("sum_dy", sum_dy, c);
+  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
+  const auto kernel = host_ops().batchnorm->backward_reduce;
+  bool done = false;
+  call.run(kernel,
+           [&] { done = kernel(in.shape[0], c[0], grad.data, in.data, saved.data, mu.data, r.data, s.data, q.data); });
+  enough(done);
+}
+
+void backward_apply(Object dy, Object x, Object gamma, Object mean, Object rstd, Object sum_dy, Object sum_dy_xhat,
+                    double count, Object y, Object dresidual, Object out) {
+  Call call("batch_norm_backward_apply");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto grad = call.rows_in<float>("dy", dy, in.shape);
+  const auto scale = call.in<float, 1>("gamma", gamma, c);
+  const auto mu = call.in<double, 1>("mean", mean, c);
+  const auto r = call.in<double, 1>("rstd", rstd, c);
+  const auto s = call.in<double, 1>("sum_dy", sum_dy, c);
+  const auto q = call.in<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
+  Tensor<const float, 2> saved{};
+  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
+  const auto dx = call.rows_out<float>("out", out, in.shape, grad.data);
+  Tensor<float, 2> masked{};
+  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, in.shape);
+  call.require(in.shape[0] == 0 || (std::isfinite(count) && count > 0),
+               "count is " + std::to_string(count) + ", expected a number > 0");
+  const auto kernel = host_ops().batchnorm->backward_apply;
+  call.run(kernel, [&] {
+    kernel(in.shape[0], c[0], grad.data, in.data, saved.data, scale.data, mu.data, r.data, s.data, q.data, count,
+           masked.data, dx.data);
+  });
+}
+
+/// Both passes; dgamma and dbeta are added to.
+void backward(Object dy, Object x, Object gamma, Object mean, Object rstd, Object y, Object dgamma, Object dbeta,
+              Object dresidual, Object out, Object sum_dy, Object sum_dy_xhat) {
+  Call call("batch_norm_backward");
+  const auto in = call.rows_in<float>("x", x);
+  const auto c = channels_of(call, in);
+  const auto grad = call.rows_in<float>("dy", dy, in.shape);
+  const auto scale = call.in<float, 1>("gamma", gamma, c);
+  const auto mu = call.in<double, 1>("mean", mean, c);
+  const auto r = call.in<double, 1>("rstd", rstd, c);
+  Tensor<const float, 2> saved{};
+  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
+  const auto dg = call.out<float, 1>("dgamma", dgamma, c);
+  const auto db = call.out<float, 1>("dbeta", dbeta, c);
+  const auto dx = call.rows_out<float>("out", out, in.shape, grad.data);
+  Tensor<float, 2> masked{};
+  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, in.shape);
+  const auto s = call.out<double, 1>("sum_dy", sum_dy, c);
+  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
+  const auto* ops = host_ops().batchnorm;
+  bool done = false;
+  call.run(ops->backward_reduce, [&] {
+    const int64_t m = in.shape[0];
+    done = ops->backward_reduce(m, c[0], grad.data, in.data, saved.data, mu.data, r.data, s.data, q.data);
+    if (!done) return;
+    for (int64_t j = 0; j < c[0]; ++j) {
+      dg.data[j] += static_cast<float>(q.data[j]);
+      db.data[j] += static_cast<float>(s.data[j]);
+    }
+    ops->backward_apply(m, c[0], grad.data, in.data, saved.data, scale.data, mu.data, r.data, s.data, q.data,
+                        static_cast<double>(m), masked.data, dx.data);
+  });
+  enough(done);
+}
+
+}  // namespace
+
+void bind_batchnorm(py::module_& m) {
+  m.def("batch_norm_statistics", &statistics, py::arg("x"), py::arg("mean"), py::arg("m2"));
+  m.def("batch_norm", &forward, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("eps"), py::arg("relu"),
+        py::arg("residual"), py::arg("out"), py::arg("mean"), py::arg("rstd"));
+  m.def("batch_norm_apply", &apply, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("mean"), py::arg("rstd"),
+        py::arg("relu"), py::arg("residual"), py::arg("out"));
+  m.def("batch_norm_backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("mean"), py::arg("rstd"),
+        py::arg("y"), py::arg("sum_dy"), py::arg("sum_dy_xhat"));
+  m.def("batch_norm_backward_apply", &backward_apply, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("mean"),
+        py::arg("rstd"), py::arg("sum_dy"), py::arg("sum_dy_xhat"), py::arg("count"), py::arg("y"),
+        py::arg("dresidual"), py::arg("out"));
+  m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("mean"),
+        py::arg("rstd"), py::arg("y"), py::arg("dgamma"), py::arg("dbeta"), py::arg("dresidual"), py::arg("out"),
+        py::arg("sum_dy"), py::arg("sum_dy_xhat"));
+}
+
+}  // namespace medmpi

@@ -1,0 +1,104 @@
+#include <pybind11/stl.h>
+
+#include "bind/call.h"
+
+namespace medmpi {
+namespace {
+
+using Sizes = std::array<int64_t, 4>;
+
+/// (stride_h, stride_w, dilation_h, dilation_w, top, bottom, left, right, groups)
+using Window = std::array<int64_t, 9>;
+
+/// Checks that the sizes fit together; the kernels trust them afterwards.
+Conv2dShape shape_of(const Call& call, const Sizes& x, const Sizes& weight, const Window& w) {
+  const auto [sh, sw, dh, dw, top, bottom, left, right, groups] = w;
+  const Conv2dShape g{x[0], x[1], x[2], x[3], weight[0], weight[1], weight[3], groups,
+                      sh,   sw,   dh,   dw,   top,       bottom,    left,      right};
+  constexpr int64_t kLimit = int64_t{1} << 31;
+  call.require(sh >= 1 && sw >= 1 && sh < kLimit && sw < kLimit,
+               "stride is " + text(Sizes{sh, sw}) + ", expected 1 or more");
+  call.require(dh >= 1 && dw >= 1 && dh < kLimit && dw < kLimit, "dilation is too small or large, expected 1 or more");
+  call.require(top >= 0 && left >= 0 && top < kLimit && left < kLimit && bottom < kLimit && right < kLimit,
+               "padding is " + text(Sizes{top, bottom, left, right}) + ", expected 0 or more");
+  call.require(groups >= 1, "groups is " + text(groups) + ", expected 1 or more");
+  call.require(g.r >= 1 && g.s >= 1 && weight[2] >= 1 && g.k >= 1,
+               "weight has shape " + text(weight) + ", expected sizes of 1 or more");
+  call.require(g.c == weight[2] * groups, "weight takes " + text(weight[2] * groups) + " channels, x has " + text(g.c));
+  call.require(g.k % groups == 0,
+               "weight gives " + text(g.k) + " channels, expected a multiple of groups = " + text(groups));
+  call.require(g.h + top + bottom > dh * (g.r - 1) && g.w + left + right > dw * (g.s - 1),
+               "x has shape " + text(x) + ", smaller with its padding than the filter of shape " + text(weight));
+  return g;
+}
+
+Sizes output(const Conv2dShape& g) { return {g.n, g.out_h(), g.out_w(), g.k}; }
+
+Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape& g) {
+  if (name == "auto") return Conv2dAlgo::kAuto;
+  if (name == "direct") return Conv2dAlgo::kDirect;
+  call.require(name == "winograd", "algo is '" + name + "', expected 'auto', 'direct' or 'winograd'");
+  call.require(g.fits_winograd(), "algo is 'winograd', expected a 3 x 3 filter with stride 1, dilation 1 and groups 1");
+  return Conv2dAlgo::kWinograd;
+}
+
+void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& out,
+             const Window& window, const std::string& algo, bool relu) {
+  Call call("conv2d");
+  const auto in = call.in<float, 4>("x", x);
+  const auto filter = call.in<float, 4>("weight", weight);
+  const auto g = shape_of(call, in.shape, filter.shape, window);
+  const auto b = call.maybe<float, 1>("bias", bias, {g.k});
+  const auto y = call.out<float, 4>("out", out, output(g));
+  const auto how = algo_of(call, algo, g);
+  const auto kernel = host_ops().conv2d->forward;
+  call.run(kernel, [&] { kernel(g, how, in.data, filter.data, b.data, relu, y.data); });
+}
+
+void backward_data(const std::string& name, const py::object& dy, const py::object& weight, const py::object& bias,
+                   const py::object& out, const Sizes& x_shape, const Window& window, const std::string& algo) {
+  Call call(name.c_str());
+  const auto filter = call.in<float, 4>("weight", weight);
+  const auto g = shape_of(call, x_shape, filter.shape, window);
+  const auto grad = call.in<float, 4>("dy", dy, output(g));
+  const auto b = call.maybe<float, 1>("bias", bias, {g.c});
+  const auto dx = call.out<float, 4>("out", out, x_shape);
+  const auto how = algo_of(call, algo, g);
+  const auto kernel = host_ops().conv2d->backward_data;
+  call.run(kernel, [&] { kernel(g, how, grad.data, filter.data, b.data, dx.data); });
+}
+
+void backward_weight(const std::string& name, const py::object& dy, const py::object& x, const py::object& out,
+                     const Sizes& weight_shape, const Window& window, const std::string& algo) {
+  Call call(name.c_str());
+  const auto in = call.in<float, 4>("x", x);
+  const auto g = shape_of(call, in.shape, weight_shape, window);
+  const auto grad = call.in<float, 4>("dy", dy, output(g));
+  const auto dweight = call.out<float, 4>("out", out, weight_shape);
+  const auto how = algo_of(call, algo, g);
+  const auto kernel = host_ops().conv2d->backward_weight;
+  call.run(kernel, [&] { kernel(g, how, grad.data, in.data, dweight.data); });
+}
+
+void sum_channels(const py::object& dy, const py::object& out, int64_t channels) {
+  Call call("sum_channels");
+  const auto grad = call.flat_in<float>("dy", dy);
+  const auto sums = call.out<float, 1>("out", out, {channels});
+  call.require(channels > 0 && grad.size() % channels == 0, "dy does not have " + text(channels) + " channels");
+  const auto kernel = host_ops().conv2d->sum_channels;
+  call.run(kernel, [&] { kernel(grad.size() / channels, channels, grad.data, sums.data); });
+}
+
+}  // namespace
+
+void bind_conv2d(py::module_& m) {
+  m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("window"),
+        py::arg("algo"), py::arg("relu"));
+  m.def("conv2d_backward_data", &backward_data, py::arg("name"), py::arg("dy"), py::arg("weight"), py::arg("bias"),
+        py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
+  m.def("conv2d_backward_weight", &backward_weight, py::arg("name"), py::arg("dy"), py::arg("x"), py::arg("out"),
+        py::arg("weight_shape"), py::arg("window"), py::arg("algo"));
+  m.def("sum_channels", &sum_channels, py::arg("dy"), py::arg("out"), py::arg("channels"));
+}
+
+}  // namespace medmpi

@@ -1,0 +1,36 @@
+#include "bind/call.h"
+
+namespace medmpi {
+namespace {
+
+using Object = const py::object&;
+
+void apply(const char* op, const char* name, Object x, double p, uint64_t seed, uint64_t offset, Object out) {
+  Call call(op);
+  const auto in = call.flat_in<float>(name, x);
+  const auto y = call.flat_out<float>("out", out, in.size(), in.data);
+  call.require(p >= 0 && p <= 1, "p is " + std::to_string(p) + ", expected 0 <= p <= 1");
+  const auto limit = static_cast<uint64_t>(std::ldexp(p, 32) + 0.5);
+  const float scale = p < 1 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f;
+  const auto kernel = host_ops().dropout->apply;
+  call.run(kernel, [&] { kernel(in.size(), limit, scale, seed, offset, in.data, y.data); });
+}
+
+}  // namespace
+
+void bind_dropout(py::module_& m) {
+  m.def(
+      "dropout",
+      [](Object x, double p, uint64_t seed, uint64_t offset, Object out) {
+        apply("dropout", "x", x, p, seed, offset, out);
+      },
+      py::arg("x"), py::arg("p"), py::arg("seed"), py::arg("offset"), py::arg("out"));
+  m.def(
+      "dropout_backward",
+      [](Object dy, double p, uint64_t seed, uint64_t offset, Object out) {
+        apply("dropout_backward", "dy", dy, p, seed, offset, out);
+      },
+      py::arg("dy"), py::arg("p"), py::arg("seed"), py::arg("offset"), py::arg("out"));
+}
+
+}  // namespace medmpi

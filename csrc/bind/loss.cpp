@@ -1,0 +1,104 @@
+#include <new>
+
+#include "bind/call.h"
+
+namespace medmpi {
+namespace {
+
+using Object = const py::object&;
+
+/// "labels[1, 2]" for a flat position.
+std::string place(Object labels, int64_t position) {
+  const auto shape = py::reinterpret_borrow<py::buffer>(labels).request().shape;
+  std::string at;
+  for (size_t i = shape.size(); i-- > 0; position /= shape[i])
+    at = std::to_string(position % shape[i]) + (at.empty() ? "" : ", ") + at;
+  return "labels[" + at + "]";
+}
+
+/// Raises where a label is no class; returns the sum of the labels' weights.
+double checked(const Call& call, const LossOps* ops, Object labels, const Tensor<const int64_t, 1>& in, int64_t k,
+               const float* weight) {
+  LabelCheck found{};
+  bool done = false;
+  call.run(ops->check_labels, [&] { done = ops->check_labels(in.size(), k, in.data, weight, &found); });
+  if (!done) throw std::bad_alloc();
+  if (found.outside >= 0)
+    call.bad(place(labels, found.outside) + " is " + text(in.data[found.outside]) + ", expected 0 to " + text(k - 1));
+  return found.weights;
+}
+
+void check_denominator(const Call& call, double denominator) {
+  call.require(std::isfinite(denominator) && denominator > 0,
+               "denominator is " + std::to_string(denominator) + ", expected a finite number > 0");
+}
+
+double cross_entropy(Object logits, Object labels, Object weight, Object denominator, Object out) {
+  Call call("softmax_cross_entropy");
+  const auto x = call.rows_in<float>("logits", logits);
+  const auto l = call.flat_in<int64_t>("labels", labels);
+  const int64_t m = x.shape[0], k = x.shape[1];
+  call.require(k > 0, "logits has 0 classes, expected 1 or more");
+  call.require(l.size() == m,
+               "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits");
+  const auto w = call.maybe<float, 1>("weight", weight, {k});
+  const auto dx = call.rows_out<float>("out", out, x.shape, x.data);
+  const auto* ops = host_ops().loss;
+  const double weights = checked(call, ops, labels, l, k, w.data);
+  double by = weights;
+  if (!denominator.is_none()) {
+    by = denominator.cast<double>();
+    check_denominator(call, by);
+  } else {
+    call.require(m == 0 || by > 0, "weight sums to " + std::to_string(by) + " over the labels, expected more than 0");
+  }
+  double loss = 0.0;
+  bool done = false;
+  call.run(ops->softmax_cross_entropy,
+           [&] { done = ops->softmax_cross_entropy(m, k, x.data, l.data, w.data, by, &loss, dx.data); });
+  if (!done) throw std::bad_alloc();
+  return loss;
+}
+
+double dice(Object logits, Object labels, double smooth, bool include_background, Object denominator, Object out) {
+  Call call("dice_loss");
+  const auto x = call.in<float, 4>("logits", logits);
+  const int64_t n = x.shape[0], m = x.shape[1] * x.shape[2], k = x.shape[3];
+  const auto l = call.in<int64_t, 3>("labels", labels, {n, x.shape[1], x.shape[2]});
+  const auto dx = call.out<float, 4>("out", out, x.shape, x.data);
+  const int64_t first = include_background ? 0 : 1;
+  call.require(k > first, "logits has " + text(k) + " classes, expected more than " + text(first));
+  call.require(std::isfinite(smooth) && smooth > 0,
+               "smooth is " + std::to_string(smooth) + ", expected a finite number > 0");
+  const double by = denominator.is_none() ? static_cast<double>(n ? n : 1) : denominator.cast<double>();
+  check_denominator(call, by);
+  const auto* ops = host_ops().loss;
+  checked(call, ops, labels, Tensor<const int64_t, 1>{l.data, {l.size()}}, k, nullptr);
+  double loss = 0.0;
+  bool done = false;
+  call.run(ops->dice, [&] { done = ops->dice(n, m, k, x.data, l.data, smooth, first, by, &loss, dx.data); });
+  if (!done) throw std::bad_alloc();
+  return loss;
+}
+
+void softmax(Object x, Object out) {
+  Call call("softmax");
+  const auto in = call.rows_in<float>("x", x);
+  const auto y = call.rows_out<float>("out", out, in.shape, in.data);
+  const auto kernel = host_ops().loss->softmax;
+  call.run(kernel, [&] {
+    if (in.size()) kernel(in.shape[0], in.shape[1], in.data, y.data);
+  });
+}
+
+}  // namespace
+
+void bind_loss(py::module_& m) {
+  m.def("softmax", &softmax, py::arg("x"), py::arg("out"));
+  m.def("softmax_cross_entropy", &cross_entropy, py::arg("logits"), py::arg("labels"), py::arg("weight"),
+        py::arg("denominator"), py::arg("out"));
+  m.def("dice_loss", &dice, py::arg("logits"), py::arg("labels"), py::arg("smooth"), py::arg("include_background"),
+        py::arg("denominator"), py::arg("out"));
+}
+
+}  // namespace medmpi

@@ -1,0 +1,152 @@
+"""The kernel library: functions on C-contiguous NHWC float32 arrays, usable on their own.
+
+Names and meaning follow ``torch.nn.functional`` and ``scipy.ndimage`` where those have the operation. Results are new
+arrays unless ``out`` is given; their memory comes from a pool and returns to it when the array dies.
+"""
+
+from . import _load  # noqa: F401  (finds _core and sets the OpenMP defaults; first)
+from .activation import relu, relu_backward
+from .arrays import empty
+from .batchnorm import (
+    batch_norm,
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_norm_backward_apply,
+    batch_norm_backward_reduce,
+    batch_norm_inference,
+    batch_norm_statistics,
+)
+from .control import (
+    backend,
+    backends,
+    memory_statistics,
+    reset_peak_memory,
+    set_threads,
+    threads,
+    trim_memory,
+    use_backend,
+)
+from .conv2d import (
+    conv2d,
+    conv2d_backward_bias,
+    conv2d_backward_data,
+    conv2d_backward_weight,
+    conv_transpose2d,
+    conv_transpose2d_backward_data,
+    conv_transpose2d_backward_weight,
+    convolve2d,
+    sum_channels,
+)
+from .copy import (
+    concat,
+    crop,
+    nchw_to_nhwc,
+    nhwc_to_nchw,
+    pad,
+    split,
+)
+from .dropout import (
+    dropout,
+    dropout_backward,
+)
+from .elementwise import (
+    accumulate,
+    add,
+    all_finite,
+    fill_,
+    normalize,
+    scale_,
+    sum_squares,
+)
+from .filter import gaussian_filter, gaussian_filter1d
+from .linear import linear, linear_backward_bias, linear_backward_data, linear_backward_weight
+from .loss import (
+    dice_loss,
+    softmax,
+    softmax_cross_entropy,
+)
+from .optimizer import (
+    adam_step,
+    sgd_step,
+)
+from .pool import (
+    MaxPoolIndices,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+    global_avg_pool2d,
+    global_avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
+from .resize import resize, resize_backward
+from .warp import warp
+
+__all__ = [
+    "MaxPoolIndices",
+    "accumulate",
+    "adam_step",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool2d_backward",
+    "add",
+    "all_finite",
+    "avg_pool2d",
+    "avg_pool2d_backward",
+    "backend",
+    "backends",
+    "batch_norm",
+    "batch_norm_apply",
+    "batch_norm_backward",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_reduce",
+    "batch_norm_inference",
+    "batch_norm_statistics",
+    "concat",
+    "conv2d",
+    "conv2d_backward_bias",
+    "conv2d_backward_data",
+    "conv2d_backward_weight",
+    "conv_transpose2d",
+    "conv_transpose2d_backward_data",
+    "conv_transpose2d_backward_weight",
+    "convolve2d",
+    "crop",
+    "dice_loss",
+    "dropout",
+    "dropout_backward",
+    "empty",
+    "fill_",
+    "gaussian_filter",
+    "gaussian_filter1d",
+    "global_avg_pool2d",
+    "global_avg_pool2d_backward",
+    "linear",
+    "linear_backward_bias",
+    "linear_backward_data",
+    "linear_backward_weight",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "memory_statistics",
+    "nchw_to_nhwc",
+    "nhwc_to_nchw",
+    "normalize",
+    "pad",
+    "relu",
+    "relu_backward",
+    "reset_peak_memory",
+    "resize",
+    "resize_backward",
+    "scale_",
+    "set_threads",
+    "sgd_step",
+    "softmax",
+    "softmax_cross_entropy",
+    "split",
+    "sum_channels",
+    "sum_squares",
+    "threads",
+    "trim_memory",
+    "use_backend",
+    "warp",
+]

@@ -1,0 +1,158 @@
+"""Batch normalisation over all axes but the last, with optional residual addition and ReLU in the same pass.
+
+Batch statistics are float64: each chunk's mean and squared deviations by two passes, merged in a fixed order (Chan,
+Golub, LeVeque 1979), so that they do not depend on the number of threads and stay accurate where the mean is large
+against the deviation. ``mean`` and ``rstd`` may be given as float32 too.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import _core
+from .arrays import Array, result_for, shape_of
+
+Array64: TypeAlias = NDArray[np.float64]
+
+
+def _channels(op: str, x: Array) -> int:
+    shape = shape_of(op, "x", x)
+    if len(shape) < 2:
+        raise ValueError(f"{op}: x has {len(shape)} dimensions, expected 2 or more, channels last")
+    return shape[-1]
+
+
+def _wide(array: Array | Array64) -> Array64:
+    """Statistics as float64; widening float32 changes no value."""
+    return array.astype(np.float64) if getattr(array, "dtype", None) == np.float32 else array  # type: ignore[return-value]
+
+
+def batch_norm(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    *,
+    eps: float = 1e-5,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Array64, Array64]:
+    """Normalise with the batch's own statistics: ``y = (x - mean) rstd gamma + beta (+ residual)``, then ReLU.
+
+    ``x`` is ``(..., C)`` float32, ``gamma`` and ``beta`` are ``(C,)``; ``residual`` has ``x``'s shape; ``out`` may be
+    ``x``. Returns ``y`` and, for backward and the running statistics, float64 ``mean`` and
+    ``rstd = 1 / sqrt(biased variance + eps)``. For no rows, mean is 0 and the variance 0.
+    """
+    c = _channels("batch_norm", x)
+    out = result_for("batch_norm", x.shape, out)
+    mean, rstd = np.empty(c), np.empty(c)
+    _core.batch_norm(x, gamma, beta, eps, relu, residual, out, mean, rstd)
+    return out, mean, rstd
+
+
+def batch_norm_inference(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    mean: Array | Array64,
+    var: Array | Array64,
+    *,
+    eps: float = 1e-5,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Normalise with given statistics (running mean and variance), else as ``batch_norm``; ``out`` may be ``x``."""
+    if not (np.isfinite(eps) and eps >= 0):
+        raise ValueError(f"batch_norm_inference: eps is {eps}, expected a finite number >= 0")
+    rstd = 1.0 / np.sqrt(np.asarray(var, np.float64) + eps)
+    return batch_norm_apply(x, gamma, beta, mean, rstd, relu, residual, out)
+
+
+def batch_norm_backward(
+    dy: Array,
+    x: Array,
+    gamma: Array,
+    mean: Array | Array64,
+    rstd: Array | Array64,
+    *,
+    y: Array | None = None,
+    dgamma: Array | None = None,
+    dbeta: Array | None = None,
+    dresidual: Array | None = None,
+    out: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Gradients of ``batch_norm``: ``dx, dgamma, dbeta``.
+
+    ``dgamma`` and ``dbeta`` are added to where given. ``y``, the forward result, where given, passes ``dy`` only
+    where ``y > 0`` (fused ReLU). ``dresidual`` receives that masked ``dy``. ``out`` may be ``dy``.
+    """
+    c = _channels("batch_norm_backward", x)
+    out = result_for("batch_norm_backward", x.shape, out)
+    dgamma = np.zeros(c, np.float32) if dgamma is None else dgamma
+    dbeta = np.zeros(c, np.float32) if dbeta is None else dbeta
+    _core.batch_norm_backward(
+        dy, x, gamma, _wide(mean), _wide(rstd), y, dgamma, dbeta, dresidual, out, np.empty(c), np.empty(c)
+    )
+    return out, dgamma, dbeta
+
+
+def batch_norm_statistics(x: Array) -> tuple[int, Array64, Array64]:
+    """``count, mean, m2`` of each channel: rows, float64 mean and sum of squared deviations from it.
+
+    Two such triples of disjoint rows merge by Chan's formula: the piece of ``batch_norm`` that ranks can share.
+    """
+    c = _channels("batch_norm_statistics", x)
+    mean, m2 = np.empty(c), np.empty(c)
+    _core.batch_norm_statistics(x, mean, m2)
+    return x.size // c, mean, m2
+
+
+def batch_norm_apply(
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    mean: Array | Array64,
+    rstd: Array | Array64,
+    relu: bool = False,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``(x - mean) rstd gamma + beta (+ residual)``, then ReLU if asked; ``out`` may be ``x``."""
+    out = result_for("batch_norm_apply", shape_of("batch_norm_apply", "x", x), out)
+    _core.batch_norm_apply(x, gamma, beta, _wide(mean), _wide(rstd), relu, residual, out)
+    return out
+
+
+def batch_norm_backward_reduce(
+    dy: Array, x: Array, mean: Array | Array64, rstd: Array | Array64, y: Array | None = None
+) -> tuple[Array64, Array64]:
+    """``sum_dy`` and ``sum_dy_xhat`` per channel in float64, over the rows at hand; ``y`` masks as in backward."""
+    c = _channels("batch_norm_backward_reduce", x)
+    sum_dy, sum_dy_xhat = np.empty(c), np.empty(c)
+    _core.batch_norm_backward_reduce(dy, x, _wide(mean), _wide(rstd), y, sum_dy, sum_dy_xhat)
+    return sum_dy, sum_dy_xhat
+
+
+def batch_norm_backward_apply(
+    dy: Array,
+    x: Array,
+    gamma: Array,
+    mean: Array | Array64,
+    rstd: Array | Array64,
+    sum_dy: Array64,
+    sum_dy_xhat: Array64,
+    count: float,
+    y: Array | None = None,
+    dresidual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``dx`` from the sums over all ``count`` rows that the statistics were taken of; ``out`` may be ``dy``."""
+    out = result_for("batch_norm_backward_apply", shape_of("batch_norm_backward_apply", "x", x), out)
+    _core.batch_norm_backward_apply(
+        dy, x, gamma, _wide(mean), _wide(rstd), sum_dy, sum_dy_xhat, count, y, dresidual, out
+    )
+    return out

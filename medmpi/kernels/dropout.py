@@ -1,0 +1,33 @@
+"""Dropout whose bits come from a counter, not from a state: any part of an array draws the same bits anywhere."""
+
+from __future__ import annotations
+
+from . import _core
+from .arrays import Array, result_for, shape_of
+
+
+def _key(op: str, seed: int, offset: int) -> tuple[int, int]:
+    for name, value in (("seed", seed), ("offset", offset)):
+        if not 0 <= value < 2**64:
+            raise ValueError(f"{op}: {name} is {value}, expected 0 <= {name} < 2**64")
+    return int(seed), int(offset)
+
+
+def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+    """Zero each value with probability ``p`` and scale the others by ``1 / (1 - p)``; ``out`` may be ``x``.
+
+    Whether element ``i`` stays depends on ``seed`` and ``offset + i`` alone (Philox4x32-10, Salmon et al. 2011): ranks
+    that hold parts of an array draw the whole array's bits when they pass the position of their part.
+    """
+    seed, offset = _key("dropout", seed, offset)
+    out = result_for("dropout", shape_of("dropout", "x", x), out)
+    _core.dropout(x, p, seed, offset, out)
+    return out
+
+
+def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
+    """Gradient of ``dropout`` with the same ``p``, ``seed`` and ``offset``; ``out`` may be ``dy``."""
+    seed, offset = _key("dropout_backward", seed, offset)
+    out = result_for("dropout_backward", shape_of("dropout_backward", "dy", dy), out)
+    _core.dropout_backward(dy, p, seed, offset, out)
+    return out
