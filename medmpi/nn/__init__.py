@@ -1,0 +1,63 @@
+"""Layers, graphs, parameters, losses, optimizers, schedules and checkpoints, on the kernels alone."""
+
+from . import checkpoint, losses, optim, schedule
+from .graph import Graph, Node, NodeInfo
+from .initialise import Initializer, constant, fan_uniform, kaiming_normal, normal, truncated_normal, uniform
+from .layer import Context, Layer, ParameterSpec, Statistics
+from .layers_conv import Conv2d, ConvTranspose2d
+from .layers_linear import Flatten, Linear
+from .layers_norm import BatchNorm2d
+from .layers_pointwise import Add, Concat, Dropout, ReLU
+from .layers_pool import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
+from .layers_resize import Pad2d, Upsample
+from .losses import CrossEntropy, DiceCrossEntropy, Loss
+from .optim import SGD, Adam, AdamW, Optimizer, clip_gradients, gradient_norm
+from .parameters import Parameters
+from .schedule import Schedule
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "AdaptiveAvgPool2d",
+    "Add",
+    "AvgPool2d",
+    "BatchNorm2d",
+    "Concat",
+    "Context",
+    "Conv2d",
+    "ConvTranspose2d",
+    "CrossEntropy",
+    "DiceCrossEntropy",
+    "Dropout",
+    "Flatten",
+    "GlobalAvgPool2d",
+    "Graph",
+    "Initializer",
+    "Layer",
+    "Linear",
+    "Loss",
+    "MaxPool2d",
+    "Node",
+    "NodeInfo",
+    "Optimizer",
+    "Pad2d",
+    "ParameterSpec",
+    "Parameters",
+    "ReLU",
+    "Schedule",
+    "Statistics",
+    "Upsample",
+    "checkpoint",
+    "clip_gradients",
+    "constant",
+    "fan_uniform",
+    "gradient_norm",
+    "kaiming_normal",
+    "losses",
+    "normal",
+    "optim",
+    "schedule",
+    "truncated_normal",
+    "uniform",
+]

@@ -1,0 +1,167 @@
+"""What a layer is: a differentiable function that keeps parameters but no activations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels.arrays import Array
+from .initialise import Initializer
+
+Shape: TypeAlias = tuple[int, ...]
+Pair: TypeAlias = int | tuple[int, int]
+Padding: TypeAlias = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]]
+Moments: TypeAlias = NDArray[np.float64]
+
+
+class Statistics(Protocol):
+    """Joins batch statistics over ranks. Both calls are collective: all ranks make them in the same order."""
+
+    def merge(self, count: int, mean: Moments, m2: Moments) -> tuple[int, Moments, Moments]:
+        """Count, mean and sum of squared deviations per channel over all ranks, from those of this rank."""
+        ...
+
+    def sum(self, array: Moments) -> Moments:
+        """The sum of ``array`` over all ranks."""
+        ...
+
+
+@dataclass
+class Context:
+    """What a pass through a graph depends on besides its inputs.
+
+    ``first_sample`` is the index of this rank's first sample within the global batch and ``step`` the number of the
+    training step: with ``seed`` and a layer's name they key its random numbers, so that any number of ranks draws the
+    same ones. With ``statistics``, batch normalisation uses the batch of all ranks.
+    """
+
+    train: bool = True
+    seed: int = 0
+    step: int = 0
+    first_sample: int = 0
+    statistics: Statistics | None = None
+
+    def key(self, name: str) -> int:
+        """A 63-bit key for the random numbers of the layer ``name`` in this step."""
+        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{name}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """Shape of a parameter (the kernels' layout) and how it starts; the fans are torch's for the same layer."""
+
+    shape: Shape
+    initialise: Initializer
+    fan_in: int = 1
+    fan_out: int = 1
+
+
+class Layer:
+    """A differentiable function. ``forward`` returns what ``backward`` needs, so many passes can be in flight.
+
+    ``p`` and ``g`` (parameters and their gradients) are set by ``Parameters`` as views of its flat arrays; ``b`` holds
+    buffers, which training updates without gradients. ``name`` is the node's name, set by ``Graph.add``.
+    """
+
+    keeps_output: bool = False
+    """Whether ``saved`` holds the forward result, which nobody may overwrite then."""
+    aliases: ClassVar[bool] = False
+    """Whether the forward result may share memory with the first input."""
+
+    def __init__(self, init: Mapping[str, Initializer] | None = None) -> None:
+        self.name = type(self).__name__
+        self.p: dict[str, Array] = {}
+        self.g: dict[str, Array] = {}
+        self.b: dict[str, NDArray[Any]] = {name: value.copy() for name, value in self.buffer_specs().items()}
+        self.init = dict(init or {})
+        unknown = self.init.keys() - self.parameter_specs().keys()
+        if unknown:
+            raise ValueError(f"{type(self).__name__}: init names {sorted(unknown)}, expected names of its parameters")
+
+    def parameter_specs(self) -> dict[str, ParameterSpec]:
+        """Name -> specification of each parameter, in torch's order."""
+        return {}
+
+    def buffer_specs(self) -> dict[str, NDArray[Any]]:
+        """Name -> initial value of each buffer, in torch's order."""
+        return {}
+
+    def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
+        """The result and what ``backward`` will need of it; ``overwrite`` allows to use the memory of ``xs[0]``."""
+        raise NotImplementedError
+
+    def backward(
+        self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
+    ) -> tuple[Array | None, ...]:
+        """Adds to ``g`` and returns the gradient of each input, or None for all with ``need_dx=False``.
+
+        ``overwrite`` allows to use the memory of ``dy`` for one of the results.
+        """
+        raise NotImplementedError
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        """Shape of the result for inputs of these shapes; ValueError where they do not fit."""
+        raise NotImplementedError
+
+    def macs(self, *shapes: Shape) -> int:
+        """Multiply-adds of one forward pass on inputs of these shapes, as usually counted (convolutions, matrices)."""
+        return 0
+
+    def can_overwrite(self, train: bool) -> bool:
+        """Whether ``forward`` has a use for the memory of its first input when nobody else needs that."""
+        return False
+
+    def to_torch(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """A parameter or buffer in torch's layout."""
+        return value
+
+    def from_torch(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
+        """A parameter or buffer from torch's layout; the shape is already checked."""
+        return value
+
+    def describe(self) -> str:
+        """The arguments that matter to a reader, for summaries."""
+        return ""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.describe()})"
+
+
+def pair(value: Pair) -> tuple[int, int]:
+    """``value`` for height and width."""
+    return (value, value) if isinstance(value, int) else value
+
+
+def sides(padding: Padding) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding as ((top, bottom), (left, right))."""
+    if isinstance(padding, int):
+        return (padding, padding), (padding, padding)
+    a, b = padding
+    return (a, a) if isinstance(a, int) else a, (b, b) if isinstance(b, int) else b
+
+
+def image_shape(layer: Layer, shape: Shape, channels: int | None = None) -> tuple[int, int, int, int]:
+    """``shape`` as (N, H, W, C); ValueError where it is not that of a batch of images with ``channels``."""
+    if len(shape) != 4:
+        raise ValueError(f"{layer.name}: x has shape {shape}, expected (N, H, W, C)")
+    if channels is not None and shape[3] != channels:
+        raise ValueError(f"{layer.name}: x has {shape[3]} channels, expected {channels}")
+    return shape[0], shape[1], shape[2], shape[3]
+
+
+def window_size(layer: Layer, size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
+    """Output size of a sliding window along one axis; ValueError where the image is smaller than the window."""
+    reach = dilation * (kernel - 1) + 1
+    padded = size + padding[0] + padding[1]
+    if padded < reach:
+        raise ValueError(
+            f"{layer.name}: image side is {size} ({padded} with padding), expected at least the window's {reach};"
+            " the input image is too small for this model"
+        )
+    return (padded - reach) // stride + 1

@@ -1,0 +1,120 @@
+"""Batch normalisation (Ioffe and Szegedy 2015; S0 eqs. 6 and 7), over the batch of this rank or of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels as K
+from ..kernels.arrays import Array
+from .initialise import Initializer, constant
+from .layer import Context, Layer, ParameterSpec, Shape, image_shape
+
+
+class BatchNorm2d(Layer):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` per channel, as ``torch.nn.BatchNorm2d``.
+
+    While training, mean and (biased) variance are those of the batch, and the running ones move by ``momentum`` towards
+    it (None: their plain average), the variance unbiased; otherwise the running ones are used. With
+    ``context.statistics`` the batch is that of all ranks: results and gradients are those of one rank holding it all,
+    and a rank without samples takes part. ``residual`` adds a second input to the result and ``relu`` then clips it,
+    in the same pass; ``Graph.fuse`` sets both.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        relu: bool = False,
+        residual: bool = False,
+        init: Mapping[str, Initializer] | None = None,
+    ) -> None:
+        self.channels, self.eps, self.momentum, self.relu, self.residual = channels, eps, momentum, relu, residual
+        super().__init__(init)
+        self.keeps_output = relu
+
+    def parameter_specs(self) -> dict[str, ParameterSpec]:
+        shape = (self.channels,)
+        return {"weight": ParameterSpec(shape, constant(1.0)), "bias": ParameterSpec(shape, constant(0.0))}
+
+    def buffer_specs(self) -> dict[str, NDArray[Any]]:
+        return {
+            "running_mean": np.zeros(self.channels, np.float32),
+            "running_var": np.ones(self.channels, np.float32),
+            "num_batches_tracked": np.zeros((), np.int64),
+        }
+
+    def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
+        x = xs[0]
+        residual = xs[1] if self.residual else None
+        gamma, beta = self.p["weight"], self.p["bias"]
+        if not context.train:
+            y = K.batch_norm_inference(
+                x, gamma, beta, self.b["running_mean"], self.b["running_var"],
+                eps=self.eps, relu=self.relu, residual=residual, out=x if overwrite else None,
+            )  # fmt: skip
+            return y, None
+        count, mean, m2 = K.batch_norm_statistics(x)
+        if context.statistics is not None:
+            count, mean, m2 = context.statistics.merge(count, mean, m2)
+        if count == 1:
+            raise ValueError(f"{self.name}: 1 value per channel, expected more for batch statistics")
+        if count > 0:
+            self._track(count, mean, m2)
+        rstd = 1.0 / np.sqrt(m2 / max(count, 1) + self.eps)
+        y = K.batch_norm_apply(x, gamma, beta, mean, rstd, relu=self.relu, residual=residual)
+        return y, (x, y if self.relu else None, mean, rstd, count, context.statistics)
+
+    def _track(self, count: int, mean: NDArray[np.float64], m2: NDArray[np.float64]) -> None:
+        self.b["num_batches_tracked"] += 1
+        rate = self.momentum if self.momentum is not None else 1.0 / float(self.b["num_batches_tracked"])
+        for name, value in (("running_mean", mean), ("running_var", m2 / (count - 1))):
+            running = self.b[name]
+            running += (rate * (value - running)).astype(np.float32)
+
+    def backward(
+        self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
+    ) -> tuple[Array | None, ...]:
+        x, y, mean, rstd, count, statistics = saved
+        # without a ReLU the residual's gradient is dy itself
+        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
+        out = dy if overwrite and (dresidual is not None or not self.residual) else None
+        gamma, dgamma, dbeta = self.p["weight"], self.g["weight"], self.g["bias"]
+        if statistics is None:
+            dx, _, _ = K.batch_norm_backward(
+                dy, x, gamma, mean, rstd, y=y, dgamma=dgamma, dbeta=dbeta, dresidual=dresidual, out=out
+            )
+        else:
+            sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
+            dbeta += sum_dy.astype(np.float32)  # of this rank: the gradients of all ranks are added later
+            dgamma += sum_dy_xhat.astype(np.float32)
+            sums = statistics.sum(np.concatenate((sum_dy, sum_dy_xhat)))
+            sum_dy, sum_dy_xhat = (
+                np.ascontiguousarray(sums[: self.channels]),
+                np.ascontiguousarray(sums[self.channels :]),
+            )
+            dx = K.batch_norm_backward_apply(
+                dy, x, gamma, mean, rstd, sum_dy, sum_dy_xhat, count, y, dresidual=dresidual, out=out
+            )
+        if self.residual:
+            return dx, dy if dresidual is None else dresidual
+        return (dx,)
+
+    def output_shape(self, *shapes: Shape) -> Shape:
+        image_shape(self, shapes[0], self.channels)
+        if len(shapes) != 1 + self.residual:
+            raise ValueError(f"{self.name}: {len(shapes)} inputs, expected {1 + self.residual}")
+        if self.residual and shapes[1] != shapes[0]:
+            raise ValueError(f"{self.name}: residual has shape {shapes[1]}, expected {shapes[0]}")
+        return shapes[0]
+
+    def can_overwrite(self, train: bool) -> bool:
+        return not train
+
+    def describe(self) -> str:
+        return f"{self.channels}" + (", + residual" if self.residual else "") + (", relu" if self.relu else "")

@@ -1,0 +1,119 @@
+"""Losses: called with logits and labels they return their value and its gradient by the logits.
+
+A loss is a sum over samples divided by what the whole batch holds. Where a rank has a part of the batch, it passes the
+sum of all ranks' ``denominators(labels)``; then losses and gradients of the ranks add up to those of one rank that
+holds it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kernels as K
+from ..kernels.arrays import Array
+
+Labels: TypeAlias = NDArray[np.int64]
+Denominators: TypeAlias = NDArray[np.float64]
+
+
+class Loss(Protocol):
+    """What trainers call."""
+
+    def denominators(self, labels: Labels) -> Denominators:
+        """What this part of the batch adds to the loss's denominators, for a sum over ranks and micro-batches."""
+        ...
+
+    def __call__(
+        self, logits: Array, labels: Labels, *, denominator: float | Denominators | None = None
+    ) -> tuple[float, Array]:
+        """The loss and its gradient; the denominators default to those of ``labels``."""
+        ...
+
+
+def _weights(weight: Sequence[float] | Array | None) -> Array | None:
+    if weight is None:
+        return None
+    weights = np.ascontiguousarray(weight, np.float32)
+    if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+        raise ValueError(f"CrossEntropy: weight is {weight}, expected finite numbers >= 0, one per class, not all 0")
+    return weights
+
+
+def _total(labels: Labels, weight: Array | None) -> float:
+    """The sum of the labels' weights; labels out of range count nothing here, as the kernel reports them."""
+    if weight is None:
+        return float(labels.size)
+    good = labels[(labels >= 0) & (labels < weight.size)]
+    counts = np.bincount(good.ravel(), minlength=weight.size)
+    return float(counts @ weight.astype(np.float64))
+
+
+class CrossEntropy:
+    """Softmax and negative log-likelihood, as ``torch.nn.CrossEntropyLoss(weight)`` with its mean.
+
+    Logits are (N, K) or (N, H, W, K), labels int64 (N,) or (N, H, W). The denominator is the sum of the labels'
+    weights.
+    """
+
+    def __init__(self, weight: Sequence[float] | Array | None = None) -> None:
+        self.weight = _weights(weight)
+
+    def denominators(self, labels: Labels) -> Denominators:
+        """The sum of the labels' weights, shape (1,)."""
+        return np.array([_total(labels, self.weight)])
+
+    def __call__(
+        self, logits: Array, labels: Labels, *, denominator: float | Denominators | None = None
+    ) -> tuple[float, Array]:
+        (total,) = np.atleast_1d(self.denominators(labels) if denominator is None else denominator)
+        if total == 0:  # no samples, or only classes of weight 0
+            total = 1.0
+        return K.softmax_cross_entropy(logits, labels, weight=self.weight, denominator=float(total))
+
+
+class DiceCrossEntropy:
+    """``dice`` times the soft Dice loss plus ``cross_entropy`` times the cross-entropy, for segmentation.
+
+    Logits are (N, H, W, K), labels int64 (N, H, W). Dice is taken per image and class, then averaged: images of other
+    ranks do not enter it, so sharing a batch among ranks changes nothing. The denominators are those of the
+    cross-entropy and the number of images.
+    """
+
+    def __init__(
+        self,
+        weight: Sequence[float] | Array | None = None,
+        *,
+        dice: float = 1.0,
+        cross_entropy: float = 1.0,
+        smooth: float = 1e-5,
+        include_background: bool = True,
+    ) -> None:
+        if not (dice > 0 and cross_entropy > 0):
+            raise ValueError(f"DiceCrossEntropy: factors are {dice} and {cross_entropy}, expected both above 0")
+        self.weight, self.dice, self.cross_entropy = _weights(weight), dice, cross_entropy
+        self.smooth, self.include_background = smooth, include_background
+
+    def denominators(self, labels: Labels) -> Denominators:
+        """The sum of the labels' weights and the number of images, shape (2,)."""
+        return np.array([_total(labels, self.weight), float(labels.shape[0])])
+
+    def __call__(
+        self, logits: Array, labels: Labels, *, denominator: float | Denominators | None = None
+    ) -> tuple[float, Array]:
+        """As every loss; ``denominator`` has the shape (2,)."""
+        totals = self.denominators(labels) if denominator is None else np.atleast_1d(denominator)
+        if totals.shape != (2,):
+            raise ValueError(f"DiceCrossEntropy: denominator has shape {totals.shape}, expected (2,)")
+        totals = np.where(totals == 0, 1.0, totals)
+        entropy, dlogits = K.softmax_cross_entropy(
+            logits, labels, weight=self.weight, denominator=float(totals[0]) / self.cross_entropy
+        )
+        dice, ddice = K.dice_loss(
+            logits, labels, smooth=self.smooth, include_background=self.include_background,
+            denominator=float(totals[1]) / self.dice,
+        )  # fmt: skip
+        return entropy + dice, K.add(dlogits, ddice, out=dlogits)

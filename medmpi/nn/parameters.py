@@ -1,0 +1,89 @@
+"""All parameters of a graph in one flat array, last node first: the order in which backward fills their gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import prod
+
+from .. import kernels as K
+from ..kernels.arrays import Array
+from .graph import Graph
+from .initialise import generator
+
+_ALIGN = 16  # floats: every parameter starts on a cache line
+
+
+def _allocate(n: int) -> Array:
+    return K.empty((n,))
+
+
+class Parameters:
+    """``value`` and ``grad`` are flat; each layer's ``p`` and ``g`` are views of them.
+
+    ``slices`` maps a node's name to its part of both; the parts follow each other without gaps, from the last node to
+    the first, so that a run of finished gradients is one slice. Elements between parameters (for alignment) stay 0.
+    ``allocate(n)`` makes the gradient's float32 array, which lets gradients live in memory shared with other ranks.
+    """
+
+    def __init__(self, graph: Graph, *, seed: int = 0, allocate: Callable[[int], Array] | None = None) -> None:
+        self.graph = graph
+        self.slices: dict[str, slice] = {}
+        self._views: dict[str, tuple[int, tuple[int, ...]]] = {}  # parameter name -> offset, shape
+        end = 0
+        for node in reversed(graph.nodes):
+            start = end
+            for name, spec in node.layer.parameter_specs().items():
+                self._views[f"{node.name}.{name}"] = end, spec.shape
+                end += -(-prod(spec.shape) // _ALIGN) * _ALIGN
+            self.slices[node.name] = slice(start, end)
+        self.value: Array = _allocate(end)
+        self.grad: Array = (allocate or _allocate)(end)
+        if self.grad.shape != (end,) or self.grad.dtype != self.value.dtype:
+            raise ValueError(
+                f"Parameters: allocate gave {self.grad.dtype} {self.grad.shape}, expected float32 ({end},)"
+            )
+        self.value.fill(0)
+        self.grad.fill(0)
+        for node in graph.nodes:
+            layer = node.layer
+            specs = layer.parameter_specs()
+            layer.p.clear()  # the dictionaries stay: a fused node shares them
+            layer.p.update((name, self.view(self.value, f"{node.name}.{name}")) for name in specs)
+            layer.g.clear()
+            layer.g.update((name, self.view(self.grad, f"{node.name}.{name}")) for name in specs)
+        self.initialise(seed)
+
+    def initialise(self, seed: int) -> None:
+        """Draws every parameter anew; each depends on ``seed`` and its own name alone."""
+        for node in self.graph.nodes:
+            for name, spec in node.layer.parameter_specs().items():
+                draw = node.layer.init.get(name, spec.initialise)
+                rng = generator(seed, f"{node.name}.{name}")
+                node.layer.p[name][...] = draw(rng, spec.shape, spec.fan_in, spec.fan_out)
+
+    def __len__(self) -> int:
+        """The number of parameters, alignment not counted."""
+        return sum(prod(shape) for _, shape in self._views.values())
+
+    def names(self) -> list[str]:
+        """Names of all parameters, first node first."""
+        return [f"{node.name}.{name}" for node in self.graph.nodes for name in node.layer.parameter_specs()]
+
+    def view(self, flat: Array, name: str) -> Array:
+        """The part of ``flat`` (value, grad, or an optimizer's array like them) that belongs to one parameter."""
+        at, shape = self._views[name]
+        return flat[at : at + prod(shape)].reshape(shape)
+
+    def named(self) -> Iterator[tuple[str, Array]]:
+        """Name and value of each parameter, first node first."""
+        for name in self.names():
+            yield name, self.view(self.value, name)
+
+    def named_gradients(self) -> Iterator[tuple[str, Array]]:
+        """Name and gradient of each parameter, first node first."""
+        for name in self.names():
+            yield name, self.view(self.grad, name)
+
+    def zero_grad(self) -> None:
+        """Sets all gradients to 0; backward adds to them."""
+        K.fill_(self.grad)
