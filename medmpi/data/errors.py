@@ -1,0 +1,21 @@
+"""The one error of the data layer."""
+
+from __future__ import annotations
+
+import os
+
+
+class DataError(Exception):
+    """A data set or a file of it cannot be used: ``path: cause; advice`` in one line.
+
+    It keeps its parts as ``path``, ``cause`` and ``advice`` and survives pickling, so that it can travel between ranks.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cause: object, advice: str = "") -> None:
+        self.path = os.fspath(path)
+        self.cause = " ".join(str(cause).split())
+        self.advice = advice
+        super().__init__(self.path, self.cause, advice)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.cause}" + (f"; {self.advice}" if self.advice else "")
