@@ -1,0 +1,12 @@
+"""Ranks: launching and guarding them, collective operations, gradient buckets, statistics and time accounts.
+
+mpi4py is imported when ``start`` is called, and only here.
+"""
+
+from .buckets import GradientBuckets
+from .launch import start
+from .statistics import RankStatistics
+from .timing import Account, Timer
+from .world import World
+
+__all__ = ["Account", "GradientBuckets", "RankStatistics", "Timer", "World", "start"]

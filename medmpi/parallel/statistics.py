@@ -1,0 +1,39 @@
+"""Batch statistics over all ranks: what batch normalisation needs to see the global batch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .world import World
+
+_MOST = 1 << 12  # channels that go in one piece
+
+
+class RankStatistics:
+    """Merges statistics in rank order, in float64: the same bits on all ranks and in every run.
+
+    ``nn.Context.statistics`` takes one. Both calls are collective; a rank whose share of the batch is empty joins with
+    count 0 and any (finite) mean.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def merge(
+        self, count: int, mean: NDArray[np.float64], m2: NDArray[np.float64]
+    ) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        """Count, mean and sum of squared deviations (float64 (C,)) of the samples of all ranks (Chan et al. 1979)."""
+        if self._world.size == 1:
+            return count, mean, m2
+        total, all_mean, all_m2 = 0, np.empty_like(mean), np.empty_like(m2)
+        for at in range(0, max(mean.size, 1), _MOST):
+            piece = slice(at, at + _MOST)
+            total = self._world.merge_statistics(count, mean[piece], m2[piece], all_mean[piece], all_m2[piece])
+        return total, all_mean, all_m2
+
+    def sum(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over all ranks, in a new array."""
+        if self._world.size == 1:
+            return array
+        return self._world.sum(np.array(array, np.float64), "sum of batch statistics")
