@@ -1,0 +1,109 @@
+"""Evaluation over all ranks: every sample exactly once, uneven shares, results put in order by sample id.
+
+What is gathered belongs to single samples (logits, or counts of pixels), so the scores do not depend on the number of
+ranks; nothing is averaged over averages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmpi import kernels as K
+from medmpi import nn
+from medmpi.data import Batch, Dataset, Loader, share
+from medmpi.train import metrics
+from medmpi.train.metrics import Scores
+
+if TYPE_CHECKING:
+    from medmpi.parallel import World
+    from medmpi.train.job import Job
+
+Reals = NDArray[np.float64]
+
+
+def evaluate(
+    job: Job,
+    split: str,
+    world: World,
+    *,
+    poll: Callable[[], None] = lambda: None,
+) -> Scores:
+    """The scores of a split, the same on every rank. Collective.
+
+    `poll` is called on all ranks the same number of times, between batches: it may be
+    collective and may raise to stop the evaluation. RuntimeError if a sample is missing or counted twice.
+    """
+    dataset, weight = job.dataset, job.class_weights
+    part, n = dataset.splits[split], len(dataset.splits[split])
+    per_rank = max(1, job.options.batch_size // world.size)
+    rounds = -(-max(len(share(np.arange(n), r, world.size)[1]) for r in range(world.size)) // per_rank)
+    mine = share(np.arange(n, dtype=np.int64), world.rank, world.size)[1]
+    batches = [mine[i : i + per_rank] for i in range(0, len(mine), per_rank)]
+    context = nn.Context(train=False)
+    measure = _logits if dataset.task == "classification" else _pixels
+    criterion = job.criterion
+    found: list[tuple[NDArray[Any], ...]] = []
+    with Loader(part, batches, threads=job.options.workers) as loader:
+        batch_of = iter(loader)
+        for turn in range(rounds):
+            poll()
+            if turn < len(batches):
+                batch = next(batch_of)
+                (logits,), _ = job.graph.forward(batch.images, context=context)
+                found.append(measure(batch, logits, weight, criterion))
+    gathered = world.gather(found)
+    scores: Scores | None = None
+    if gathered is not None:
+        pieces = [piece for rank in gathered for piece in rank]
+        columns = [np.concatenate(column) for column in zip(*pieces, strict=True)] if pieces else []
+        scores = _scores(dataset, n, columns, weight)
+    return cast(Scores, world.broadcast(scores))
+
+
+def _logits(
+    batch: Batch, logits: NDArray[np.float32], weight: Reals | None, criterion: nn.Loss
+) -> tuple[NDArray[Any], ...]:
+    return np.asarray(batch.ids), batch.labels.copy(), logits.copy()
+
+
+def _pixels(
+    batch: Batch, logits: NDArray[np.float32], weight: Reals | None, criterion: nn.Loss
+) -> tuple[NDArray[Any], ...]:
+    """Per image: the confusion matrix of its pixels; sum of the cross-entropy, its divisor, and the Dice loss."""
+    n, classes = len(logits), logits.shape[-1]
+    confusion = np.empty((n, classes, classes), np.int64)
+    sums = np.zeros((n, 3))
+    for i in range(n):
+        z = logits[i].reshape(-1, classes).astype(np.float64)
+        labels = batch.labels[i].reshape(-1).astype(np.int64)
+        z -= z.max(1, keepdims=True)
+        picked = np.log(np.exp(z).sum(1)) - z[np.arange(len(labels)), labels]
+        weights = np.ones(len(labels)) if weight is None else weight[labels]
+        sums[i, :2] = (weights * picked).sum(), weights.sum()
+        if isinstance(criterion, nn.DiceCrossEntropy):
+            dice, _ = K.dice_loss(
+                logits[i : i + 1], batch.labels[i : i + 1], smooth=criterion.smooth,
+                include_background=criterion.include_background, denominator=1.0,
+            )  # fmt: skip
+            sums[i, 2] = criterion.dice * dice
+        confusion[i] = metrics.confusion_matrix(labels, z.argmax(1), classes)
+    return np.asarray(batch.ids), confusion, sums
+
+
+def _scores(dataset: Dataset, n: int, columns: list[NDArray[Any]], weight: Reals | None) -> Scores:
+    classes = len(dataset.classes)
+    if n == 0:
+        return metrics.classification(np.empty(0, np.int64), np.empty((0, classes), np.float32))
+    ids, *values = columns
+    order = np.argsort(ids, kind="stable")
+    if not np.array_equal(ids[order], np.arange(n)):
+        raise RuntimeError(f"evaluate: {len(ids)} results with {len(np.unique(ids))} ids, expected each of {n} once")
+    first, second = (value[order] for value in values)
+    if dataset.task == "classification":
+        return metrics.classification(first, second, weight)
+    entropy, divisor, dice = second.sum(0)
+    return metrics.from_confusion(first.sum(0), loss=entropy / divisor + dice / n, auc=float("nan"), samples=n)

@@ -1,0 +1,64 @@
+"""The run folder: chosen and tested for writing before any work is done, never shared by two runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medmpi.train.failure import ERROR, USAGE, Failure
+from medmpi.train.options import Options
+
+_SIGNS = ("config.toml", "metrics.csv", "checkpoints")
+
+
+def default_name(options: Options) -> str:
+    """'resnet18-phantom', 'unet-npz': the model and the kind of data, or --name."""
+    if options.name is not None:
+        return options.name
+    kind, _, where = options.data.partition(":")
+    stem = Path(where).name.split(".")[0] if where else ""
+    return "-".join(part for part in (options.model, kind, stem) if part)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether the folder has traces of a run."""
+    return any((folder / sign).exists() for sign in _SIGNS)
+
+
+def choose(options: Options) -> Path:
+    """The folder of this run, made and tested for writing.
+
+    Failure: --out holds a run and --resume was not given (exit 2); the folder cannot be written (exit 1).
+    """
+    if options.out is not None:
+        folder = Path(options.out)
+        if holds_a_run(folder) and not options.resume:
+            raise Failure(f"{folder} holds a run already; add --resume to continue it or give another --out", USAGE)
+    else:
+        folder = _numbered(Path("runs"), default_name(options), options.resume)
+    make_writable(folder)
+    return folder
+
+
+def _numbered(parent: Path, name: str, resume: bool) -> Path:
+    """runs/NAME if it is free, else runs/NAME-2 and so on; the newest one that exists if it shall be resumed."""
+    newest, number = None, 1
+    candidate = parent / name
+    while holds_a_run(candidate):
+        newest, number = candidate, number + 1
+        candidate = parent / f"{name}-{number}"
+    return newest if resume and newest is not None else candidate
+
+
+def make_writable(folder: Path) -> None:
+    """Makes the folder and its checkpoints folder and writes a test file into each; Failure with the path otherwise."""
+    for place in (folder, folder / "checkpoints"):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            probe = place / f".write-test.{os.getpid()}"
+            probe.write_bytes(b"medmpi")
+            probe.unlink()
+        except OSError as error:
+            raise Failure(f"cannot write to the run folder {place}: {error.strerror or error}", ERROR) from None
+    for stale in [*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp"), *folder.glob("**/.write-test.*")]:
+        stale.unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+"""What a run is made of, built from its settings: data, network, optimizer, schedule, loss, gradient exchange."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmpi import kernels as K
+from medmpi import models, nn, parallel
+from medmpi.data import Augment, Batch, DataError, Dataset, Task, Transform, class_counts, open_dataset
+from medmpi.train.config import parse_augment
+from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
+from medmpi.train.options import Options
+from medmpi.train.rate import Rate
+
+if TYPE_CHECKING:
+    from medmpi.parallel import GradientBuckets, RankStatistics, World
+
+_TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
+# Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
+_SMOOTH = 1.0
+_DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
+
+
+@dataclass
+class Job:
+    """One rank's part of a run."""
+
+    options: Options
+    dataset: Dataset
+    graph: nn.Graph
+    parameters: nn.Parameters
+    optimizer: nn.optim.Optimizer
+    rate: Rate
+    criterion: nn.Loss
+    buckets: GradientBuckets
+    statistics: RankStatistics | None
+    class_weights: NDArray[np.float64] | None
+    base_lr: float
+    threads: int
+    world: World
+    augment: Augment | None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.dataset.splits["train"]) // self.options.batch_size)
+
+    def signature(self) -> str:
+        """The model as a checkpoint must match it."""
+        h, w = self.dataset.image_size
+        count = len(self.parameters)
+        shape = f"{h}x{w}x{self.dataset.channels}"
+        return f"{self.options.model} {shape}, {len(self.dataset.classes)} classes, {count} parameters"
+
+    def transform(self, epoch: int) -> Transform | None:
+        """The augmentation of an epoch; None if there is none."""
+        return None if self.augment is None else self.augment.at(self.options.seed, epoch)
+
+    def divisors(self, batch: Batch, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What the loss of the global batch `ids` is divided by, the same on all ranks."""
+        if self.dataset.task == "classification":
+            return self.criterion.denominators(self.dataset.splits["train"].labels[ids])
+        # The other ranks' masks are not here: one small sum over ranks.
+        return self.world.sum(self.criterion.denominators(batch.labels))
+
+
+def build_job(options: Options, world: World) -> Job:
+    """Builds the job on every rank; Failure with one line and exit code where settings and data do not fit."""
+    if options.threads is not None:
+        K.set_threads(options.threads)
+    _check_ranks(options, world)
+    world.reproducible = options.reproducible
+    dataset = together(world, lambda: _open(options))
+    train = len(dataset.splits["train"])
+    if world.size > train:
+        raise Failure(f"{world.size} ranks for {train} training samples, expected at most one rank per sample", USAGE)
+    graph = together(world, lambda: _network(options, dataset))
+    parameters = nn.Parameters(graph, seed=options.seed, allocate=world.allocate)
+    # Weights come from (seed, name) on every rank; ranks with another numpy or other sources would differ here.
+    world.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
+    weights = _class_weights(options, dataset)
+    weight = None if weights is None else weights.astype(np.float32)
+    criterion = (
+        nn.CrossEntropy(weight) if dataset.task == "classification" else nn.DiceCrossEntropy(weight, smooth=_SMOOTH)
+    )
+    base_lr = options.lr or _DEFAULT_LR[options.optimizer]
+    return Job(
+        options=options,
+        dataset=dataset,
+        graph=graph,
+        parameters=parameters,
+        optimizer=_optimizer(options, parameters, base_lr),
+        rate=Rate(options, base_lr, -(-train // options.batch_size)),
+        criterion=criterion,
+        buckets=parallel.GradientBuckets(parameters, world),
+        statistics=parallel.RankStatistics(world) if options.sync_batchnorm and world.size > 1 else None,
+        class_weights=weights,
+        base_lr=base_lr,
+        threads=K.threads(),
+        world=world,
+        augment=together(world, lambda: _augment(options, dataset)),
+    )
+
+
+def _check_ranks(options: Options, world: World) -> None:
+    if options.replicas is not None and options.replicas != world.size:
+        raise Failure(f"--replicas is {options.replicas} but there are {world.size} ranks, expected the same", USAGE)
+    if world.size > options.batch_size:
+        raise Failure(
+            f"{world.size} ranks share a --batch-size of {options.batch_size}, expected at least one image per rank",
+            USAGE,
+        )
+
+
+def _open(options: Options) -> Dataset:
+    size = options.image_size
+    try:
+        dataset = open_dataset(
+            options.data,
+            task=_TASKS[options.task],
+            image_size=None if size is None else (size[0], size[-1]),
+            seed=options.seed,
+            val_fraction=options.val_fraction,
+        )
+    except DataError as error:
+        raise Failure(str(error), BAD_DATA) from error
+    except ValueError as error:
+        raise Failure(f"--data {options.data}: {error}", USAGE) from error
+    if len(dataset.splits["train"]) == 0:
+        raise Failure(f"--data {options.data}: the training split is empty", BAD_DATA)
+    if (dataset.task == "segmentation") != (options.model == "unet"):
+        expected = "unet" if dataset.task == "segmentation" else "a classifier such as resnet18, or --task segmentation"
+        raise Failure(f"--model {options.model} does not fit {dataset.task} data, expected {expected}", USAGE)
+    return dataset
+
+
+def _augment(options: Options, dataset: Dataset) -> Augment | None:
+    h, w = dataset.image_size
+    text = f"flip,crop:{max(1, min(h, w) // 16)}" if options.augment == "auto" else options.augment
+    names = {"rotate": "rotate_degrees", "color": "colour"}
+    wanted = parse_augment(text)
+    if not wanted:
+        return None
+    try:
+        return Augment(
+            crop_padding=int(wanted.pop("crop", 0)),
+            horizontal_flip=wanted.pop("flip", 0) > 0,
+            vertical_flip=wanted.pop("vflip", 0) > 0,
+            rotate90=wanted.pop("rotate90", 0) > 0,
+            **{names.get(name, name): value for name, value in wanted.items()},
+        )
+    except ValueError as error:
+        raise Failure(f"--augment {text}: {error}", USAGE) from error
+
+
+def _network(options: Options, dataset: Dataset) -> nn.Graph:
+    try:
+        graph = models.build(
+            options.model,
+            classes=len(dataset.classes),
+            channels=dataset.channels,
+            image_size=dataset.image_size,
+            stem=options.stem,
+            dropout=options.dropout,
+            width=options.width,
+        )
+    except ValueError as error:
+        raise Failure(str(error), USAGE) from error
+    return graph.fuse()
+
+
+def _optimizer(options: Options, parameters: nn.Parameters, lr: float) -> nn.optim.Optimizer:
+    if options.optimizer == "sgd":
+        return nn.SGD(
+            parameters,
+            lr=lr,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+        )
+    kind = nn.Adam if options.optimizer == "adam" else nn.AdamW
+    return kind(parameters, lr=lr, weight_decay=options.weight_decay)
+
+
+def _class_weights(options: Options, dataset: Dataset) -> NDArray[np.float64] | None:
+    """'balanced': inverse frequency in the training split, so that each class has the same total weight."""
+    if options.class_weights == "none":
+        return None
+    counts = class_counts(dataset, "train").astype(np.float64)
+    weights = counts.sum() / (len(counts) * np.maximum(counts, 1.0))
+    return np.asarray(np.where(counts > 0, weights, 0.0).astype(np.float32), np.float64)

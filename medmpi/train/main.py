@@ -1,0 +1,93 @@
+"""`python -m medmpi.train`: from the command line to an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from medmpi.train.config import ConfigError, build_parser, parse
+from medmpi.train.failure import BAD_DATA, DONE, ERROR, INTERRUPTED, REQUEUE, USAGE, Failure, StopRequested
+from medmpi.train.options import Options
+
+if TYPE_CHECKING:
+    from medmpi.parallel import World
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+
+
+def launched_rank() -> int:
+    """The rank as the launcher's environment tells it, before MPI is started; 0 without a launcher."""
+    for name in _RANK_VARIABLES:
+        value = os.environ.get(name, "")
+        if value.isdecimal():
+            return int(value)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m medmpi.train") -> int:
+    """Runs a training and returns its exit code. Every expected failure is one line on rank 0's stderr."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        if launched_rank() == 0:
+            print(build_parser(prog).format_help(), end="")
+        return DONE
+    options: Options | None = None
+    problem: str | None = None
+    if launched_rank() == 0:
+        try:
+            options = parse(argv, prog)
+        except ConfigError as error:
+            problem = str(error)
+            if "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+                return _fail(problem, USAGE)  # nobody else is waiting
+    return _run(options, problem)
+
+
+def _run(options: Options | None, problem: str | None) -> int:
+    from medmpi import parallel  # starts MPI
+
+    # The settings are with rank 0 until the ranks have met, and so is the time limit that the user may have set.
+    world = parallel.start()
+    options, problem = world.broadcast((options, problem))
+    if problem is not None or options is None:
+        return _fail(problem or "no settings", USAGE, world.rank)
+    world.timeout = options.timeout
+    from medmpi.data import DataError
+    from medmpi.train.run import run
+
+    try:
+        run(options, world)
+    except Failure as failure:
+        return _fail(str(failure), failure.code, world.rank)
+    except DataError as error:  # met by one rank in the middle of the run
+        return _end_all(world, str(error), BAD_DATA)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        return _end_all(world, f"{error.filename or 'the run folder'}: {error.strerror}", ERROR)
+    except StopRequested as stop:
+        if world.rank == 0:
+            print(f"medmpi: stopped on request at {stop}; start again with --resume", file=sys.stderr)
+        return REQUEUE
+    except KeyboardInterrupt:
+        if world.size > 1:
+            raise  # the guard ends all ranks
+        return _fail("interrupted", INTERRUPTED)
+    return DONE
+
+
+def _end_all(world: World, message: str, code: int) -> int:
+    """One rank cannot go on and the others do not know: ends them too."""
+    if world.size > 1:
+        world.abort(code, f"medmpi: error: {message}")
+    return _fail(message, code)
+
+
+def _fail(message: str, code: int = ERROR, rank: int = 0) -> int:
+    if rank == 0:
+        print(f"medmpi: error: {message}", file=sys.stderr)
+    return code

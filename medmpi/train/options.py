@@ -1,0 +1,101 @@
+"""Every setting of a training run: its name, default, meaning and limits. The one place that lists them.
+
+Flags and TOML keys are made from these fields: ``batch_size`` is ``--batch-size`` and the key ``batch-size`` (or
+``batch_size``). Nothing here imports numpy or MPI, so that ``--help`` is immediate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+MODELS = ("resnet18", "resnet34", "resnet50", "alexnet", "mini_xception", "inception_v1", "unet")
+SCHEDULES = ("constant", "step", "cosine", "plateau", "inverse_time", "inverse_time_compound")
+
+
+def _option(default: Any, group: str, help: str, **limits: Any) -> Any:
+    """A field with its help text; limits: choices=, low= and high= (inclusive), above= and below= (not)."""
+    return field(default=default, metadata={"group": group, "help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Options:
+    """The settings of one run, after the file and the flags have been merged."""
+
+    data: str = _option(
+        "phantom",
+        "data",
+        "dataset: phantom, npz:FILE, cifar10:DIR or folder:DIR; phantom takes options (phantom:size=64,samples=2000)",
+        metavar="SPEC",
+    )
+    task: str = _option(
+        "auto", "data", "what to learn (auto: what the data holds)", choices=("auto", "classification", "segmentation")
+    )
+    image_size: tuple[int, ...] | None = _option(
+        None, "data", "resize images to this size, one number or height,width", low=1, metavar="N"
+    )
+    val_fraction: float = _option(
+        0.1, "data", "share of the training split used for validation where none is given", above=0.0, below=1.0
+    )
+    augment: str = _option(
+        "auto",
+        "data",
+        "none, or a list of flip, vflip, rotate90, crop[:pixels], rotate[:degrees], zoom, brightness, contrast, "
+        "color[:strength]; auto is flip and a crop by 1/16",
+        metavar="LIST",
+    )
+    workers: int = _option(1, "data", "loader threads per rank", low=1, high=64)
+    class_weights: str = _option(
+        "none", "data", "weigh classes in the loss by their inverse frequency", choices=("none", "balanced")
+    )
+
+    model: str = _option("resnet18", "model", "network", choices=MODELS)
+    stem: str = _option(
+        "auto",
+        "model",
+        "first layers: small keeps the size, imagenet quarters it; auto goes by the image",
+        choices=("auto", "small", "imagenet"),
+    )
+    width: int | None = _option(None, "model", "channels of the first stage, where the network has a choice", low=1)
+    dropout: float | None = _option(None, "model", "dropout probability, where the network has one", low=0.0, below=1.0)
+
+    epochs: int = _option(8, "optimisation", "passes over the training split", low=1)
+    max_steps: int | None = _option(None, "optimisation", "stop after this many steps in all", low=1)
+    batch_size: int = _option(64, "optimisation", "images per step over all ranks", low=1)
+    optimizer: str = _option("sgd", "optimisation", "update rule", choices=("sgd", "adam", "adamw"))
+    lr: float | None = _option(
+        None, "optimisation", "learning rate (default 0.05 for sgd, 0.001 for adam, adamw)", above=0.0
+    )
+    momentum: float = _option(0.9, "optimisation", "of sgd", low=0.0, below=1.0)
+    nesterov: bool = _option(False, "optimisation", "Nesterov's form of momentum")
+    weight_decay: float = _option(5e-4, "optimisation", "L2 penalty (decoupled with adamw)", low=0.0)
+    schedule: str = _option("cosine", "optimisation", "how the learning rate changes", choices=SCHEDULES)
+    milestones: tuple[int, ...] = _option(
+        (), "optimisation", "epochs at which 'step' multiplies by gamma", low=1, metavar="LIST"
+    )
+    gamma: float = _option(0.1, "optimisation", "factor of 'step' and 'plateau'", above=0.0, below=1.0)
+    decay: float = _option(0.1, "optimisation", "lambda per epoch of 'inverse_time'", low=0.0)
+    patience: int = _option(3, "optimisation", "epochs without progress before 'plateau' reduces the rate", low=0)
+    warmup_epochs: float = _option(0.0, "optimisation", "epochs of linear warm-up", low=0.0)
+    clip_norm: float | None = _option(None, "optimisation", "limit of the gradient's global norm", above=0.0)
+    early_stopping: int = _option(0, "optimisation", "stop after this many epochs without progress; 0 never", low=0)
+    seed: int = _option(0, "optimisation", "of weights, order, augmentation and dropout", low=0, high=2**62)
+
+    sync_batchnorm: bool = _option(True, "parallel", "batch statistics over all ranks, so that N ranks train as one")
+    reproducible: bool = _option(False, "parallel", "same bits in every run: fixed reduction order between nodes too")
+    replicas: int | None = _option(None, "parallel", "data-parallel copies (default: all ranks)", low=1)
+    stages: int = _option(1, "parallel", "pipeline stages", low=1)
+    tiles: int = _option(1, "parallel", "spatial tiles", low=1)
+    micro_batches: int = _option(1, "parallel", "micro-batches per step", low=1)
+    device: str = _option("cpu", "parallel", "where kernels run", choices=("cpu", "cuda"))
+    precision: str = _option("fp32", "parallel", "compute precision", choices=("fp32", "tf32", "bf16"))
+    threads: int | None = _option(
+        None, "parallel", "OpenMP threads per rank (default: cores / ranks of the node)", low=1
+    )
+    timeout: float = _option(300.0, "parallel", "seconds a rank may keep the others waiting", above=0.0)
+
+    out: str | None = _option(None, "run", "run folder (default: runs/NAME, numbered if taken)", metavar="DIR")
+    name: str | None = _option(None, "run", "name of the run (default: model and data)")
+    resume: bool = _option(False, "run", "continue the run folder's newest good checkpoint, if there is one")
+    report: bool = _option(True, "run", "write report.html with plots at the end")
+    quiet: bool = _option(False, "run", "print warnings and the result only")

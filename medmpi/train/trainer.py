@@ -1,0 +1,204 @@
+"""The training loop of one replica: steps, epochs, validation, checkpoints, and stopping when asked to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmpi import nn
+from medmpi.data import Batch, Loader, epoch_order, global_batches, share
+from medmpi.parallel import Account, Timer
+from medmpi.parallel.timing import imbalance
+from medmpi.train.evaluate import evaluate
+from medmpi.train.failure import StopRequested
+from medmpi.train.finite import Buffers, NonFiniteGuard
+from medmpi.train.job import Job
+from medmpi.train.metrics import Scores
+from medmpi.train.progress import Progress
+from medmpi.train.saving import Saver, averaged
+from medmpi.train.state import Position, Sums
+
+if TYPE_CHECKING:
+    from medmpi.parallel import World
+
+
+@dataclass
+class Hooks:
+    """What the loop tells the outside: lines for the user, events for the logs, a row per epoch."""
+
+    say: Callable[[str], None]
+    warn: Callable[[str], None]
+    event: Callable[..., None]
+    row: Callable[[dict[str, Any], Scores | None], None]
+    progress: Progress
+
+
+class Trainer:
+    """Trains a Job from a Position on. All methods are collective."""
+
+    def __init__(self, job: Job, world: World, saver: Saver, hooks: Hooks) -> None:
+        self.job, self.world, self.saver, self.hooks = job, world, saver, hooks
+        self.position, self.sums = Position(), Sums()
+        self._guard = NonFiniteGuard(world, job.parameters, hooks.warn)
+        self._buffers = Buffers(job.graph)
+        self._timer = Timer(world.seconds)
+        self._read = self._timer.read()
+
+    def run(self) -> None:
+        """Trains until epochs, max_steps or early stopping end it. StopRequested after the checkpoint of a stop."""
+        options, p = self.job.options, self.position
+        limit = options.max_steps or math.inf
+        while p.epoch < options.epochs and p.step < limit and not p.stopped_early:
+            self._train_epoch(limit)
+            self._finish_epoch()
+
+    def _train_epoch(self, limit: float) -> None:
+        options, p, world, split = self.job.options, self.position, self.world, self.job.dataset.splits["train"]
+        order = epoch_order(len(split), options.seed, p.epoch)
+        batches = global_batches(order, options.batch_size)
+        parts = [share(ids, world.rank, world.size) for ids in batches]
+        self.hooks.progress.begin(p.epoch + 1, options.epochs, len(batches), p.step_in_epoch)
+        transform = self.job.transform(p.epoch)
+        self._read = self._timer.read()
+        left = [ids for _, ids in parts[p.step_in_epoch :]]
+        with Loader(split, left, transform=transform, threads=options.workers) as loader:
+            batch_of = iter(loader)
+            while p.step_in_epoch < len(batches) and p.step < limit:
+                self._poll()
+                with self._timer("io"):
+                    batch = next(batch_of)
+                ids, first = batches[p.step_in_epoch], parts[p.step_in_epoch][0]
+                loss, lr = self._step(batch, ids, first)
+                p.step += 1
+                p.step_in_epoch += 1
+                self._account()
+                self.hooks.progress.step(loss, lr, len(ids))
+        self.hooks.progress.end()
+
+    def _step(self, batch: Batch, ids: NDArray[np.int64], first: int) -> tuple[float, float]:
+        """One update from the global batch `ids`, of which `batch` is this rank's part. Returns loss and rate."""
+        job, p = self.job, self.position
+        lr = job.rate(p.epoch, p.step_in_epoch)
+        context = nn.Context(
+            train=True, seed=job.options.seed, step=p.step, first_sample=first, statistics=job.statistics
+        )
+        divisors = job.divisors(batch, ids)
+        self._buffers.keep()
+        job.parameters.zero_grad()
+        (logits,), saved = job.graph.forward(batch.images, context=context)
+        loss, dlogits = job.criterion(logits, batch.labels, denominator=divisors)
+        job.graph.backward((dlogits,), saved, done=job.buckets.done)
+        job.buckets.finish()
+        norm = nn.optim.gradient_norm(job.parameters)
+        if not math.isfinite(norm):
+            self._buffers.restore()
+            self._guard.bad(p.step + 1, batch.ids.tolist(), batch.images, lambda: self._again(batch, context, divisors))
+            self._buffers.restore()
+            self.hooks.event("not_finite", step=p.step + 1, loss=loss)
+            return math.nan, lr
+        self._guard.good()
+        if job.options.clip_norm is not None:
+            nn.clip_gradients(job.parameters, job.options.clip_norm, norm=norm)
+        job.optimizer.lr = lr
+        job.optimizer.step()
+        n = len(ids)
+        self.sums.loss += loss * n
+        self.sums.images += len(batch.ids)
+        predicted = logits.argmax(-1)
+        self.sums.correct += int((predicted == batch.labels).sum())
+        self.sums.predictions += predicted.size
+        return loss * n / max(len(batch.ids), 1), lr
+
+    def _again(self, batch: Batch, context: nn.Context, divisors: NDArray[np.float64]) -> float:
+        """The rank's own loss and gradient, apart from the others: to tell whose data spoilt a step."""
+        alone = nn.Context(True, context.seed, context.step, context.first_sample, None)
+        (logits,), saved = self.job.graph.forward(batch.images, context=alone)
+        loss, dlogits = self.job.criterion(logits, batch.labels, denominator=divisors)
+        self.job.graph.backward((dlogits,), saved)
+        return loss
+
+    def _account(self) -> None:
+        """Adds the time since the last call to the epoch's sums, split by what it was spent on."""
+        now = self._timer.read()
+        part, self._read = now - self._read, now
+        self.sums.seconds += part.total
+        for i, kind in enumerate((part.comp, part.comm, part.wait, part.io)):
+            self.sums.times[i] += kind
+
+    def _finish_epoch(self) -> None:
+        """Validation, the row of metrics, best, early stopping, schedule, checkpoint."""
+        options, p = self.job.options, self.position
+        whole = p.step_in_epoch == self.job.steps_per_epoch
+        lr = self.job.rate(p.epoch, p.step_in_epoch - 1)
+        start = time.perf_counter()
+        scores = self.validate()
+        row = self._row(lr, scores, time.perf_counter() - start)
+        score, loss = (scores.f1, scores.loss) if scores else (-row["train_loss"], row["train_loss"])
+        better = p.is_better(score, loss)
+        if better:
+            p.best_score, p.best_loss, p.best_epoch, p.best_step = score, loss, p.epoch + 1, p.step
+        if whole:
+            p.stale = 0 if better else p.stale + 1
+            self.job.rate.observe(loss)
+            p.epoch, p.step_in_epoch, self.sums = p.epoch + 1, 0, Sums()
+            p.stopped_early = 0 < options.early_stopping <= p.stale
+        p.seconds += row["time_s"]
+        # The row first: a run killed in between resumes before it and cuts it off; the other order would lose it.
+        self.hooks.row(row, scores)
+        self.saver.save(p, self.sums, scores, best=better)
+        if p.stopped_early:
+            self.hooks.say(f"no progress for {p.stale} epochs: stopped early, best was epoch {p.best_epoch}")
+
+    def validate(self) -> Scores | None:
+        """Scores of the validation split, None if it is empty. A stop asked for meanwhile is obeyed."""
+        job = self.job
+        if len(job.dataset.splits["val"]) == 0:
+            return None
+        with averaged(job.graph, self.world, active=job.statistics is None):
+            return evaluate(job, "val", self.world, poll=self._poll)
+
+    def _row(self, lr: float, scores: Scores | None, validation_seconds: float) -> dict[str, Any]:
+        """The epoch's line of metrics.csv: sums over ranks, times as the mean over ranks."""
+        flat = self.world.allgather(self.sums.flat())
+        total = Sums.of(np.sum(flat, axis=0))
+        size, p = self.world.size, self.position
+        account = Account(*(t / size for t in total.times))
+        seconds = total.seconds / size
+        row: dict[str, Any] = {
+            "epoch": p.epoch + 1,
+            "step": p.step,
+            "lr": lr,
+            "train_loss": total.loss / total.images if total.images else math.nan,
+            "train_accuracy": total.correct / total.predictions if total.predictions else math.nan,
+            "images_per_s": total.images / seconds if seconds else math.nan,
+            "time_s": seconds + validation_seconds,
+            "t_comp": account.comp,
+            "t_comm": account.comm,
+            "t_wait": account.wait,
+            "t_io": account.io,
+            "r_alloc": account.r_alloc,
+            "r_alloc_literal": account.r_alloc_as_printed,
+            "imbalance": imbalance([Account(*Sums.of(f).times) for f in flat]),
+        }
+        if scores is not None:
+            for name in ("loss", "accuracy", "precision", "recall", "f1", "auc", "iou"):
+                row[f"val_{name}"] = getattr(scores, name)
+        return row
+
+    def _poll(self) -> None:
+        """If any rank was asked to stop, all save the exact place and raise StopRequested."""
+        if self.world.any(self.world.stop_requested()):
+            self.hooks.progress.end()
+            self.saver.save(self.position, self.sums, None, best=False)
+            raise StopRequested(f"epoch {self.position.epoch + 1}, step {self.position.step}")
+
+    def poll_without_saving(self) -> None:
+        """For the time after training, when the checkpoint is already there."""
+        if self.world.any(self.world.stop_requested()):
+            raise StopRequested(f"the end of training, step {self.position.step}")
