@@ -1,0 +1,38 @@
+"""The ``medmpi`` command: one module per command, imported when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("medmpi.cli.train", "train a network; under mpirun, on several ranks"),
+    "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
+    "info": ("medmpi.cli.info", "version, kernels, MPI and threads of this machine"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``medmpi COMMAND ...`` and returns its exit code; 2 for an unknown command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: medmpi COMMAND [...]\n")
+        for name, (_, text) in COMMANDS.items():
+            print(f"  {name:8} {text}")
+        print("\n'medmpi COMMAND --help' explains a command.")
+        return 0 if words else 2
+    if words[0] == "--version":
+        from medmpi import __version__
+
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        close = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"; did you mean '{close[0]}'?" if close else f", expected one of {', '.join(COMMANDS)}"
+        print(f"medmpi: error: unknown command '{words[0]}'{hint}", file=sys.stderr)
+        return 2
+    command = importlib.import_module(COMMANDS[words[0]][0])
+    code: int = command.main(words[1:])
+    return code
