@@ -1,0 +1,57 @@
+"""``python -m bench FAMILY [--against torch]``: times medmpi beside its rivals on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+FAMILIES = ("conv2d", "batchnorm", "pool", "filter", "linear", "optimizer", "loss", "train", "allreduce")
+
+
+def main() -> int:
+    """Parse, restart with the allocator that suits the rivals, measure, print, and write JSON lines."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("family", choices=FAMILIES)
+    parser.add_argument("--against", default="torch", help="rivals, separated by commas: torch, scipy, opencv, none")
+    parser.add_argument("--threads", default="1,2", help="thread counts, separated by commas (default 1,2)")
+    parser.add_argument("--only", default="", help="only the cases whose name contains this")
+    parser.add_argument("--seconds", type=float, default=4.0, help="longest time for one case")
+    parser.add_argument("--backend", default=None, help="kernel backend (default: the best of this machine)")
+    parser.add_argument("--out", type=Path, default=None, help="append JSON lines, e.g. bench/results/conv2d.jsonl")
+    parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
+    options = parser.parse_args()
+
+    from .machine import TUNED_ALLOCATOR
+
+    if not options.default_allocator and os.environ.get("GLIBC_TUNABLES") != TUNED_ALLOCATOR:
+        environment = {**os.environ, "GLIBC_TUNABLES": TUNED_ALLOCATOR}
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *sys.argv[1:]], environment)
+
+    from medmpi import kernels
+
+    from .harness import Results, run
+    from .machine import describe
+
+    if options.backend:
+        kernels.use_backend(options.backend)
+    rivals = set() if options.against == "none" else set(options.against.split(","))
+    module = importlib.import_module(f".bench_{options.family}", __package__)
+    if hasattr(module, "main"):  # whole-process benchmarks time themselves
+        return int(module.main(options))
+    results = Results(options.family, describe(), options.out)
+    for threads in map(int, options.threads.split(",")):
+        kernels.set_threads(threads)
+        if "torch" in rivals:
+            import torch
+
+            torch.set_num_threads(threads)
+        run((c for c in module.cases(rivals) if options.only in c.name), results, threads, seconds=options.seconds)
+    results.summary()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
