@@ -20,6 +20,11 @@ world = parallel.start(timeout=TIMEOUT)
 victim = world.rank == world.size - 1
 
 
+def say(line: str) -> None:
+    """One write, so that the lines of two ranks do not mix."""
+    os.write(1, f"{line}\n".encode())
+
+
 def step() -> None:
     """One collective operation of the kind asked for."""
     if operation == "sum":
@@ -78,11 +83,11 @@ if fault == "interrupt-stuck" and victim:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
 for i in range(100_000):
     if i == 20:
-        print(f"steps {world.rank}", flush=True)
+        say(f"steps {world.rank}")
         if victim:
             strike()
     step()
     time.sleep(0.002)
     if world.any(world.stop_requested()):
-        print(f"checkpoint {world.rank}", flush=True)
+        say(f"checkpoint {world.rank}")
         sys.exit(85)

@@ -105,11 +105,13 @@ def test_environment() -> None:
 @pytest.mark.mpi_skip
 @pytest.mark.parametrize("code", [0, 85])
 def test_run_passes_exit_codes(code: int) -> None:
-    program = f"from medmpi import parallel; import sys; w = parallel.start(); print('size', w.size); sys.exit({code})"
+    # one write a line, so that those of two ranks do not mix
+    say = "os.write(1, b'size %d;' % parallel.start().size)"
+    program = f"import os, sys; from medmpi import parallel; {say}; sys.exit({code})"
     command = [sys.executable, "-m", "medmpi.parallel.run", "-n", "2", sys.executable, "-c", program]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
     assert done.returncode == code, done.stderr
-    assert done.stdout.count("size 2") == 2
+    assert done.stdout.count("size 2;") == 2
 
 
 def test_run_refuses_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
