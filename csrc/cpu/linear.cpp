@@ -1,5 +1,6 @@
 // The fully connected layer. All three products go to the packed matrix product, but for a handful of samples: then
 // the weights are met once per call, the product is bound by reading them, and they are streamed in memory order.
+// A sample's result has the same bits either way: sums run over the depth in order, in the product's blocks.
 #include "ops/linear.h"
 
 #include "cpu/gemm.h"
@@ -7,9 +8,8 @@
 namespace medmpi::MEDMPI_ISA {
 namespace {
 
-constexpr int64_t kThin = 4;        // at most so many samples are streamed
 constexpr int64_t kStrip = 2048;    // output columns of one chunk: 8 KB of each row of weights
-constexpr int64_t kRowBlock = 256;  // rows of weights summed before the strip is added to y
+constexpr int64_t kRowBlock = 256;  // rows summed before the bias' strip is added
 constexpr int64_t kRowChunk = 16;   // rows of weights of one chunk in the backward products
 
 /// Adds Samples x (4 rows of weights) to the strip's sums.
@@ -24,13 +24,18 @@ inline void thin_rows(const float* x, int64_t x_row, int64_t rows, const float* 
       const Vec w0 = load(w + j), w1 = load(w + k + j), w2 = load(w + 2 * k + j), w3 = load(w + 3 * k + j);
       for (int i = 0; i < Samples; ++i) {
         const float* a = x + i * x_row + c;
-        store(sum[i] + j, load(sum[i] + j) + ((w0 * a[0] + w1 * a[1]) + (w2 * a[2] + w3 * a[3])));
+        Vec all = load(sum[i] + j);
+        all += w0 * a[0];
+        all += w1 * a[1];
+        all += w2 * a[2];
+        all += w3 * a[3];
+        store(sum[i] + j, all);
       }
     }
     for (; j < cols; ++j)
       for (int i = 0; i < Samples; ++i) {
         const float* a = x + i * x_row + c;
-        sum[i][j] += (w[j] * a[0] + w[k + j] * a[1]) + (w[2 * k + j] * a[2] + w[3 * k + j] * a[3]);
+        for (int r = 0; r < 4; ++r) sum[i][j] += w[r * k + j] * a[r];
       }
   }
   for (; c < rows; ++c)
@@ -44,11 +49,11 @@ void thin_forward(const LinearShape& g, const float* x, const float* weight, con
     const int64_t cols = end - begin;
     for (int i = 0; i < Samples; ++i)
       for (int64_t j = 0; j < cols; ++j) y[i * g.k + begin + j] = bias ? bias[begin + j] : 0.0f;
-    for (int64_t c = 0; c < g.c; c += kRowBlock) {
+    for (int64_t c = 0; c < g.c; c += kDepth) {
       float sum[Samples][kStrip];
       for (int i = 0; i < Samples; ++i)
         for (int64_t j = 0; j < cols; ++j) sum[i][j] = 0.0f;
-      thin_rows<Samples>(x + c, g.c, smaller(kRowBlock, g.c - c), weight + c * g.k + begin, g.k, cols, sum);
+      thin_rows<Samples>(x + c, g.c, smaller(kDepth, g.c - c), weight + c * g.k + begin, g.k, cols, sum);
       for (int i = 0; i < Samples; ++i)
         for (int64_t j = 0; j < cols; ++j) y[i * g.k + begin + j] += sum[i][j];
     }
@@ -70,29 +75,50 @@ void forward(const LinearShape& g, const float* x, const float* weight, const fl
   }
 }
 
-/// dx = dy weight^T for a few samples: one dot product per row of weights and sample, four partial sums each.
+/// dx = dy weight^T for a few samples: squares of weights are turned in registers, so that lanes are columns of dx.
+template <int Samples>
 void thin_backward_data(const LinearShape& g, const float* dy, const float* weight, float* dx) {
   for_chunks(g.c, kRowChunk, [=](int64_t begin, int64_t end) {
-    for (int64_t c = begin; c < end; ++c)
-      for (int64_t i = 0; i < g.m; ++i) {
-        const float *w = weight + c * g.k, *d = dy + i * g.k;
-        Vec sum[4] = {};
-        int64_t j = 0;
-        for (; j + 4 * kLanes <= g.k; j += 4 * kLanes)
-          for (int v = 0; v < 4; ++v) sum[v] += load(w + j + v * kLanes) * load(d + j + v * kLanes);
-        for (; j + kLanes <= g.k; j += kLanes) sum[0] += load(w + j) * load(d + j);
-        const Vec all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        float total = 0.0f;
-        for (int v = 0; v < kLanes; ++v) total += all[v];
-        for (; j < g.k; ++j) total += w[j] * d[j];
-        dx[i * g.c + c] = total;
+    for (int64_t c = begin; c < end; c += kLanes) {
+      const int64_t rows = smaller(kLanes, end - c);
+      Vec total[Samples] = {}, sum[Samples] = {};
+      for (int64_t j = 0; j < g.k; j += kLanes) {
+        const int64_t deep = smaller(kLanes, g.k - j);
+        Vec w[kLanes];
+#pragma GCC unroll 16
+        for (int r = 0; r < kLanes; ++r) {
+          const float* at = weight + (c + r) * g.k + j;
+          w[r] = r >= rows ? Vec{} : deep == kLanes ? load(at) : load_part(at, deep);
+        }
+        transpose(w);
+#pragma GCC unroll 16
+        for (int p = 0; p < kLanes; ++p)
+          if (p < deep)
+            for (int i = 0; i < Samples; ++i) sum[i] += w[p] * dy[i * g.k + j + p];
+        if ((j + kLanes) % kDepth && j + kLanes < g.k) continue;
+        for (int i = 0; i < Samples; ++i) {
+          total[i] += sum[i];
+          sum[i] = Vec{};
+        }
       }
+      for (int i = 0; i < Samples; ++i) store_part(dx + i * g.c + c, total[i], rows);
+    }
   });
 }
 
 void backward_data(const LinearShape& g, const float* dy, const float* weight, float* dx) {
-  if (g.m <= kThin) return thin_backward_data(g, dy, weight, dx);
-  gemm({g.m, g.c, g.k, dy, g.k, 1, weight, 1, g.k, dx, g.c, false, nullptr});
+  switch (g.m) {
+    case 1:
+      return thin_backward_data<1>(g, dy, weight, dx);
+    case 2:
+      return thin_backward_data<2>(g, dy, weight, dx);
+    case 3:
+      return thin_backward_data<3>(g, dy, weight, dx);
+    case 4:
+      return thin_backward_data<4>(g, dy, weight, dx);
+    default:
+      gemm({g.m, g.c, g.k, dy, g.k, 1, weight, 1, g.k, dx, g.c, false, nullptr});
+  }
 }
 
 /// dweight += x^T dy for a few samples: each row of dweight is read and written once, in memory order.

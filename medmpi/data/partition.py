@@ -25,13 +25,16 @@ def global_batches(order: Ids, batch_size: int, *, drop_last: bool = False) -> l
     return [order[i : min(i + batch_size, stop)] for i in range(0, stop, batch_size)]
 
 
-def share(ids: Ids, rank: int, size: int) -> tuple[int, Ids]:
-    """Rank's contiguous part of ``ids`` and the position of its first element; parts differ by at most one sample.
+def share(ids: Ids, rank: int, size: int, *, unit: int = 1) -> tuple[int, Ids]:
+    """Rank's contiguous part of ``ids`` and its first element's position; parts differ by at most ``unit`` samples.
 
     The parts of all ranks, in rank order, are ``ids`` again: complete and disjoint. With fewer samples than ranks some
-    parts are empty.
+    parts are empty. Parts begin at multiples of ``unit``.
     """
+    if unit < 1:
+        raise ValueError(f"share: unit is {unit}, expected 1 or more")
     if not 0 <= rank < size:
         raise ValueError(f"share: rank is {rank} of size {size}, expected 0 <= rank < size")
-    first, stop = (len(ids) * r // size for r in (rank, rank + 1))
+    units = -(-len(ids) // unit)
+    first, stop = (min(units * r // size * unit, len(ids)) for r in (rank, rank + 1))
     return first, ids[first:stop]

@@ -1,6 +1,7 @@
 """Layers, graphs, parameters, losses, optimizers, schedules and checkpoints, on the kernels alone."""
 
 from . import checkpoint, losses, optim, schedule
+from .exact import ExactGradients
 from .graph import Graph, Node, NodeInfo
 from .initialise import Initializer, constant, fan_uniform, kaiming_normal, normal, truncated_normal, uniform
 from .layer import Context, Layer, ParameterSpec, Statistics
@@ -30,6 +31,7 @@ __all__ = [
     "CrossEntropy",
     "DiceCrossEntropy",
     "Dropout",
+    "ExactGradients",
     "Flatten",
     "GlobalAvgPool2d",
     "Graph",

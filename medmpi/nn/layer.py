@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.arrays import Array
+from .exact import Totals
 from .initialise import Initializer
 
 Shape: TypeAlias = tuple[int, ...]
@@ -28,6 +29,14 @@ class Statistics(Protocol):
 
     def sum(self, array: Moments) -> Moments:
         """The sum of ``array`` over all ranks."""
+        ...
+
+    def merge_parts(self, parts: Moments) -> tuple[int, Moments, Moments]:
+        """As ``merge`` of rows (count, mean, m2), one for each part of this rank's samples, in order of the samples."""
+        ...
+
+    def sum_parts(self, parts: Moments) -> Moments:
+        """The sum of the rows of all ranks, one for each part of the samples, in order of the samples."""
         ...
 
 
@@ -66,7 +75,8 @@ class Layer:
     """A differentiable function. ``forward`` returns what ``backward`` needs, so many passes can be in flight.
 
     ``p`` and ``g`` (parameters and their gradients) are set by ``Parameters`` as views of its flat arrays; ``b`` holds
-    buffers, which training updates without gradients. ``name`` is the node's name, set by ``Graph.add``.
+    buffers, which training updates without gradients. ``name`` is the node's name, set by ``Graph.add``. With
+    ``exact``, set by ``ExactGradients``, gradients go there instead of to ``g``.
     """
 
     keeps_output: bool = False
@@ -79,6 +89,7 @@ class Layer:
         self.p: dict[str, Array] = {}
         self.g: dict[str, Array] = {}
         self.b: dict[str, NDArray[Any]] = {name: value.copy() for name, value in self.buffer_specs().items()}
+        self.exact: Totals | None = None
         self.init = dict(init or {})
         unknown = self.init.keys() - self.parameter_specs().keys()
         if unknown:
@@ -104,6 +115,14 @@ class Layer:
         ``overwrite`` allows to use the memory of ``dy`` for one of the results.
         """
         raise NotImplementedError
+
+    def add_gradient(self, name: str, kernel: Callable[..., Array], *batch: Array, **options: Any) -> None:
+        """Adds ``kernel(*batch, **options)``, the gradient of a parameter, to where it belongs."""
+        if self.exact is None:
+            kernel(*batch, out=self.g[name], **options)
+            return
+        for part in self.exact.parts(len(batch[0])):
+            self.exact.totals[name] += kernel(*(array[part] for array in batch), **options)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         """Shape of the result for inputs of these shapes; ValueError where they do not fit."""

@@ -99,9 +99,9 @@ class Conv2d(_Convolution):
         weight = self.p["weight"]
         if y is not None:
             dy = K.relu_backward(dy, y, out=dy if overwrite else None)
-        K.conv2d_backward_weight(dy, x, weight_shape=weight.shape, out=self.g["weight"], **self._window)
+        self.add_gradient("weight", K.conv2d_backward_weight, dy, x, weight_shape=weight.shape, **self._window)
         if self.bias:
-            K.conv2d_backward_bias(dy, out=self.g["bias"])
+            self.add_gradient("bias", K.conv2d_backward_bias, dy)
         if not need_dx:
             return (None,)
         return (K.conv2d_backward_data(dy, weight, x_shape=x.shape, **self._window),)
@@ -166,9 +166,11 @@ class ConvTranspose2d(_Convolution):
     ) -> tuple[Array | None, ...]:
         x: Array = saved
         weight = self.p["weight"]
-        K.conv_transpose2d_backward_weight(dy, x, weight_shape=weight.shape, out=self.g["weight"], **self._window)
+        self.add_gradient(
+            "weight", K.conv_transpose2d_backward_weight, dy, x, weight_shape=weight.shape, **self._window
+        )
         if self.bias:
-            K.conv2d_backward_bias(dy, out=self.g["bias"])
+            self.add_gradient("bias", K.conv2d_backward_bias, dy)
         if not need_dx:
             return (None,)
         return (K.conv_transpose2d_backward_data(dy, weight, x_shape=x.shape, **self._window),)

@@ -49,9 +49,9 @@ class Linear(Layer):
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
     ) -> tuple[Array | None, ...]:
-        K.linear_backward_weight(dy, saved, out=self.g["weight"])
+        self.add_gradient("weight", K.linear_backward_weight, dy, saved)
         if self.bias:
-            K.linear_backward_bias(dy, out=self.g["bias"])
+            self.add_gradient("bias", K.linear_backward_bias, dy)
         return (K.linear_backward_data(dy, self.p["weight"]) if need_dx else None,)
 
     def output_shape(self, *shapes: Shape) -> Shape:

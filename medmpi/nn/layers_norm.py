@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from .. import kernels as K
 from ..kernels.arrays import Array
 from .initialise import Initializer, constant
-from .layer import Context, Layer, ParameterSpec, Shape, image_shape
+from .layer import Context, Layer, Moments, ParameterSpec, Shape, Statistics, image_shape
 
 
 class BatchNorm2d(Layer):
@@ -59,9 +59,7 @@ class BatchNorm2d(Layer):
                 eps=self.eps, relu=self.relu, residual=residual, out=x if overwrite else None,
             )  # fmt: skip
             return y, None
-        count, mean, m2 = K.batch_norm_statistics(x)
-        if context.statistics is not None:
-            count, mean, m2 = context.statistics.merge(count, mean, m2)
+        count, mean, m2 = self._moments(x, context.statistics)
         if count == 1:
             raise ValueError(f"{self.name}: 1 value per channel, expected more for batch statistics")
         if count > 0:
@@ -69,6 +67,33 @@ class BatchNorm2d(Layer):
         rstd = 1.0 / np.sqrt(m2 / max(count, 1) + self.eps)
         y = K.batch_norm_apply(x, gamma, beta, mean, rstd, relu=self.relu, residual=residual)
         return y, (x, y if self.relu else None, mean, rstd, count, context.statistics)
+
+    def _moments(self, x: Array, statistics: Statistics | None) -> tuple[int, Moments, Moments]:
+        """Count, mean and sum of squared deviations of the batch, per channel."""
+        if statistics is None:
+            return K.batch_norm_statistics(x)
+        if self.exact is None:
+            return statistics.merge(*K.batch_norm_statistics(x))
+        parts = np.empty((-(-len(x) // self.exact.samples), 1 + 2 * self.channels))
+        for row, part in zip(parts, self.exact.parts(len(x)), strict=True):
+            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = K.batch_norm_statistics(x[part])
+        return statistics.merge_parts(parts)
+
+    def _sums(self, dy: Array, x: Array, mean: Moments, rstd: Moments, y: Array | None, joint: Statistics) -> Moments:
+        """Sums of ``dy`` and ``dy * xhat`` per channel over all ranks; adds this rank's to the gradients."""
+        if self.exact is None:
+            sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
+            self.g["bias"] += sum_dy.astype(np.float32)  # of this rank: the gradients of all ranks are added later
+            self.g["weight"] += sum_dy_xhat.astype(np.float32)
+            return joint.sum(np.concatenate((sum_dy, sum_dy_xhat)))
+        totals = self.exact.totals
+        parts = np.empty((-(-len(x) // self.exact.samples), 2 * self.channels))
+        for row, part in zip(parts, self.exact.parts(len(x)), strict=True):
+            sums = K.batch_norm_backward_reduce(dy[part], x[part], mean, rstd, None if y is None else y[part])
+            row[: self.channels], row[self.channels :] = sums
+            totals["bias"] += sums[0].astype(np.float32)
+            totals["weight"] += sums[1].astype(np.float32)
+        return joint.sum_parts(parts)
 
     def _track(self, count: int, mean: NDArray[np.float64], m2: NDArray[np.float64]) -> None:
         self.b["num_batches_tracked"] += 1
@@ -84,16 +109,17 @@ class BatchNorm2d(Layer):
         # without a ReLU the residual's gradient is dy itself
         dresidual = K.empty(dy.shape) if self.residual and self.relu else None
         out = dy if overwrite and (dresidual is not None or not self.residual) else None
-        gamma, dgamma, dbeta = self.p["weight"], self.g["weight"], self.g["bias"]
+        gamma = self.p["weight"]
         if statistics is None:
-            dx, _, _ = K.batch_norm_backward(
-                dy, x, gamma, mean, rstd, y=y, dgamma=dgamma, dbeta=dbeta, dresidual=dresidual, out=out
+            grads = self.g if self.exact is None else {"weight": None, "bias": None}
+            dx, dgamma, dbeta = K.batch_norm_backward(
+                dy, x, gamma, mean, rstd, y=y, dgamma=grads["weight"], dbeta=grads["bias"], dresidual=dresidual, out=out
             )
+            if self.exact is not None:
+                self.exact.totals["weight"] += dgamma
+                self.exact.totals["bias"] += dbeta
         else:
-            sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
-            dbeta += sum_dy.astype(np.float32)  # of this rank: the gradients of all ranks are added later
-            dgamma += sum_dy_xhat.astype(np.float32)
-            sums = statistics.sum(np.concatenate((sum_dy, sum_dy_xhat)))
+            sums = self._sums(dy, x, mean, rstd, y, statistics)
             sum_dy, sum_dy_xhat = (
                 np.ascontiguousarray(sums[: self.channels]),
                 np.ascontiguousarray(sums[self.channels :]),

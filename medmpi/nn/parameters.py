@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from math import prod
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from .. import kernels as K
 from ..kernels.arrays import Array
+from .exact import ExactGradients
 from .graph import Graph
 from .initialise import generator
 
+Real = TypeVar("Real", bound=np.floating)  # numpy's own number types
 _ALIGN = 16  # floats: every parameter starts on a cache line
 
 
@@ -36,6 +42,7 @@ class Parameters:
                 self._views[f"{node.name}.{name}"] = end, spec.shape
                 end += -(-prod(spec.shape) // _ALIGN) * _ALIGN
             self.slices[node.name] = slice(start, end)
+        self.exact: ExactGradients | None = None
         self.value: Array = _allocate(end)
         self.grad: Array = (allocate or _allocate)(end)
         if self.grad.shape != (end,) or self.grad.dtype != self.value.dtype:
@@ -69,7 +76,7 @@ class Parameters:
         """Names of all parameters, first node first."""
         return [f"{node.name}.{name}" for node in self.graph.nodes for name in node.layer.parameter_specs()]
 
-    def view(self, flat: Array, name: str) -> Array:
+    def view(self, flat: NDArray[Real], name: str) -> NDArray[Real]:
         """The part of ``flat`` (value, grad, or an optimizer's array like them) that belongs to one parameter."""
         at, shape = self._views[name]
         return flat[at : at + prod(shape)].reshape(shape)
@@ -87,3 +94,5 @@ class Parameters:
     def zero_grad(self) -> None:
         """Sets all gradients to 0; backward adds to them."""
         K.fill_(self.grad)
+        if self.exact is not None:
+            self.exact.clear()

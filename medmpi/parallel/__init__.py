@@ -4,9 +4,10 @@ mpi4py is imported when ``start`` is called, and only here.
 """
 
 from .buckets import GradientBuckets
+from .exact import ExactSums
 from .launch import start
 from .statistics import RankStatistics
 from .timing import Account, Timer
 from .world import World
 
-__all__ = ["Account", "GradientBuckets", "RankStatistics", "Timer", "World", "start"]
+__all__ = ["Account", "ExactSums", "GradientBuckets", "RankStatistics", "Timer", "World", "start"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.collective import merge_statistics_of
 from .world import World
 
 _MOST = 1 << 12  # channels that go in one piece
@@ -13,7 +14,7 @@ _MOST = 1 << 12  # channels that go in one piece
 class RankStatistics:
     """Merges statistics in rank order, in float64: the same bits on all ranks and in every run.
 
-    ``nn.Context.statistics`` takes one. Both calls are collective; a rank whose share of the batch is empty joins with
+    ``nn.Context.statistics`` takes one. All calls are collective; a rank whose share of the batch is empty joins with
     count 0 and any (finite) mean.
     """
 
@@ -37,3 +38,18 @@ class RankStatistics:
         if self._world.size == 1:
             return array
         return self._world.sum(np.array(array, np.float64), "sum of batch statistics")
+
+    def merge_parts(self, parts: NDArray[np.float64]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+        """As ``merge``, of rows (count, mean, m2): the same bits for any number of ranks that hold the same parts."""
+        rows = self._gather(parts)
+        channels = (rows.shape[1] - 1) // 2
+        mean, m2 = np.empty(channels), np.empty(channels)
+        return int(merge_statistics_of(rows, mean, m2)), mean, m2
+
+    def sum_parts(self, parts: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum of all ranks' rows: the same bits for any number of ranks that hold the same parts."""
+        total: NDArray[np.float64] = self._gather(parts).sum(0)
+        return total
+
+    def _gather(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.concatenate(self._world.allgather(rows, "gather batch statistics"))

@@ -18,11 +18,12 @@ from medmpi.train.options import Options
 from medmpi.train.rate import Rate
 
 if TYPE_CHECKING:
-    from medmpi.parallel import GradientBuckets, RankStatistics, World
+    from medmpi.parallel import ExactSums, GradientBuckets, RankStatistics, World
 
 _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
 _SMOOTH = 1.0
+_PARTS = 32  # of a batch, with --reproducible
 _DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
 
@@ -37,13 +38,18 @@ class Job:
     optimizer: nn.optim.Optimizer
     rate: Rate
     criterion: nn.Loss
-    buckets: GradientBuckets
+    buckets: GradientBuckets | ExactSums
     statistics: RankStatistics | None
     class_weights: NDArray[np.float64] | None
     base_lr: float
     threads: int
     world: World
     augment: Augment | None
+
+    @property
+    def unit(self) -> int:
+        """Samples that stay together when a batch is shared out."""
+        return 1 if self.parameters.exact is None else self.parameters.exact.samples
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,6 +93,8 @@ def build_job(options: Options, world: World) -> Job:
     criterion = (
         nn.CrossEntropy(weight) if dataset.task == "classification" else nn.DiceCrossEntropy(weight, smooth=_SMOOTH)
     )
+    exact = nn.ExactGradients(parameters, part_of(options.batch_size)) if options.reproducible else None
+    joint = options.sync_batchnorm and (world.size > 1 or options.reproducible)
     base_lr = options.lr or _DEFAULT_LR[options.optimizer]
     return Job(
         options=options,
@@ -96,8 +104,8 @@ def build_job(options: Options, world: World) -> Job:
         optimizer=_optimizer(options, parameters, base_lr),
         rate=Rate(options, base_lr, -(-train // options.batch_size)),
         criterion=criterion,
-        buckets=parallel.GradientBuckets(parameters, world),
-        statistics=parallel.RankStatistics(world) if options.sync_batchnorm and world.size > 1 else None,
+        buckets=parallel.ExactSums(exact, world) if exact else parallel.GradientBuckets(parameters, world),
+        statistics=parallel.RankStatistics(world) if joint else None,
         class_weights=weights,
         base_lr=base_lr,
         threads=K.threads(),
@@ -106,12 +114,19 @@ def build_job(options: Options, world: World) -> Job:
     )
 
 
+def part_of(batch_size: int) -> int:
+    """Samples of a part of ``nn.ExactGradients``: small enough to be shared out evenly, and the same for all ranks."""
+    return max(1, batch_size // _PARTS)
+
+
 def _check_ranks(options: Options, world: World) -> None:
     if options.replicas is not None and options.replicas != world.size:
         raise Failure(f"--replicas is {options.replicas} but there are {world.size} ranks, expected the same", USAGE)
-    if world.size > options.batch_size:
+    unit = part_of(options.batch_size) if options.reproducible else 1
+    if world.size * unit > options.batch_size:
+        needs = "one image" if unit == 1 else f"{unit} images with --reproducible"
         raise Failure(
-            f"{world.size} ranks share a --batch-size of {options.batch_size}, expected at least one image per rank",
+            f"{world.size} ranks share a --batch-size of {options.batch_size}, expected at least {needs} per rank",
             USAGE,
         )
 

@@ -82,7 +82,9 @@ class Options:
     seed: int = _option(0, "optimisation", "of weights, order, augmentation and dropout", low=0, high=2**62)
 
     sync_batchnorm: bool = _option(True, "parallel", "batch statistics over all ranks, so that N ranks train as one")
-    reproducible: bool = _option(False, "parallel", "same bits in every run: fixed reduction order between nodes too")
+    reproducible: bool = _option(
+        False, "parallel", "same bits on any number of ranks: gradients are summed exactly, at about half the speed"
+    )
     replicas: int | None = _option(None, "parallel", "data-parallel copies (default: all ranks)", low=1)
     stages: int = _option(1, "parallel", "pipeline stages", low=1)
     tiles: int = _option(1, "parallel", "spatial tiles", low=1)

@@ -87,7 +87,9 @@ class Saver:
         notes = [f"checkpoint not usable, took the one before: {line}" for line in found.rejected]
         local = _under(_RANK.format(world.rank), found.state)
         if run["ranks"] != world.size:
-            notes.append(f"resumed on {world.size} ranks after {run['ranks']}: same batches, but not bit for bit")
+            exactly = job.parameters.exact is not None and job.statistics is not None
+            how = "same batches, " + ("bit for bit" if exactly else "but not bit for bit")
+            notes.append(f"resumed on {world.size} ranks after {run['ranks']}: {how}")
         elif local and job.statistics is None:
             for name, buffer in _buffers(job.graph).items():
                 buffer[...] = local[name]

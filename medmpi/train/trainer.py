@@ -62,7 +62,7 @@ class Trainer:
         options, p, world, split = self.job.options, self.position, self.world, self.job.dataset.splits["train"]
         order = epoch_order(len(split), options.seed, p.epoch)
         batches = global_batches(order, options.batch_size)
-        parts = [share(ids, world.rank, world.size) for ids in batches]
+        parts = [share(ids, world.rank, world.size, unit=self.job.unit) for ids in batches]
         self.hooks.progress.begin(p.epoch + 1, options.epochs, len(batches), p.step_in_epoch)
         transform = self.job.transform(p.epoch)
         self._read = self._timer.read()
@@ -121,6 +121,8 @@ class Trainer:
         (logits,), saved = self.job.graph.forward(batch.images, context=alone)
         loss, dlogits = self.job.criterion(logits, batch.labels, denominator=divisors)
         self.job.graph.backward((dlogits,), saved)
+        if self.job.parameters.exact is not None:
+            self.job.parameters.exact.round()
         return loss
 
     def _account(self) -> None:

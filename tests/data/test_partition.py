@@ -50,6 +50,16 @@ def test_ranks_share_every_sample_once(n, batch, size, epoch):
     assert sorted(seen) == list(range(n))
 
 
+@given(n=st.integers(0, 100), size=st.integers(1, 9), unit=st.integers(1, 9))
+def test_shares_of_whole_units(n, size, unit):
+    ids = np.arange(n)
+    parts = [share(ids, rank, size, unit=unit) for rank in range(size)]
+    assert np.array_equal(np.concatenate([part for _, part in parts]), ids)
+    assert all(first % unit == 0 for first, part in parts if len(part))
+    lengths = [len(part) for _, part in parts]
+    assert max(lengths) - min(lengths) <= unit
+
+
 def test_drop_last_drops_only_the_last():
     batches = global_batches(np.arange(10), 4, drop_last=True)
     assert [b.tolist() for b in batches] == [[0, 1, 2, 3], [4, 5, 6, 7]]
@@ -63,6 +73,8 @@ def test_share_refuses_a_rank_outside(rank, size):
 
 
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="unit is 0"):
+        share(np.arange(3), 0, 1, unit=0)
     with pytest.raises(ValueError, match="epoch_order"):
         epoch_order(-1, 0, 0)
     with pytest.raises(ValueError, match="global_batches"):

@@ -90,6 +90,16 @@ def test_accuracy_against_float64(m: int, c: int, k: int) -> None:
     assert worst(kernels.linear_backward_bias(dy), dy64.sum(0)) < 1e-6
 
 
+@pytest.mark.parametrize(("c", "k"), [(512, 3), (2048, 10), (700, 1030), (16, 259), (1, 600)])
+@pytest.mark.usefixtures("backend")
+def test_a_sample_has_the_same_bits_in_every_batch(c: int, k: int) -> None:
+    x, weight, bias, dy = operands(7, c, k, np.random.default_rng(3).standard_normal)
+    y, dx = kernels.linear(x, weight, bias), kernels.linear_backward_data(dy, weight)
+    for m in range(1, 7):
+        np.testing.assert_array_equal(kernels.linear(x[:m], weight, bias), y[:m])
+        np.testing.assert_array_equal(kernels.linear_backward_data(dy[:m], weight), dx[:m])
+
+
 @pytest.mark.parametrize(("m", "c", "k"), SHAPES)
 @pytest.mark.usefixtures("backend")
 def test_thread_count_changes_no_bit(m: int, c: int, k: int) -> None:

@@ -101,7 +101,7 @@ def run(*words: str, ranks: int = 2, signal_to_send: int | None = None, **more: 
 
 
 def timely(limit: float, *words: str, signal_to_send: int | None = None) -> Ended:
-    """As run; once more, at most twice, where all is over only after ``limit`` seconds: the machine may have stalled."""
+    """As run; again, at most twice, where all is over only after ``limit`` seconds: the machine may have stalled."""
     for _ in range(3):
         ended = run(*words, signal_to_send=signal_to_send)
         if ended.seconds < limit * slack():

@@ -67,10 +67,11 @@ def test_default_folders_are_numbered_and_resume_takes_the_newest(tmp_path, monk
     assert len(Path("runs/mine-2/metrics.csv").read_text().splitlines()) == 3
 
 
-def test_nan_three_times_ends_with_4_and_leaves_the_weights(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("flags", [(), ("--reproducible",)])
+def test_nan_three_times_ends_with_4_and_leaves_the_weights(tmp_path, monkeypatch, capsys, flags):
     """From the seventh step on the images of one sample are NaN."""
     _poison(monkeypatch, steps=range(6, 99))
-    assert tiny.train("--out", tmp_path, "--no-sync-batchnorm") == 4
+    assert tiny.train("--out", tmp_path, "--no-sync-batchnorm", *flags) == 4
     captured = capsys.readouterr()
     line = _one_line(captured.err)
     assert "diverged: step 9: gradient is not finite (rank 0, samples " in line
