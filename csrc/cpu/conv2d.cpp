@@ -2,6 +2,7 @@
 #include "ops/conv2d.h"
 
 #include "cpu/conv2d_direct.h"
+#include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_weight.h"
 #include "cpu/conv2d_winograd.h"
 #include "cpu/depthwise.h"
@@ -23,6 +24,7 @@ void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const fl
              bool relu, float* y) {
   if (is_depthwise(shape)) return depthwise_forward(shape, x, weight, bias, relu, y);
   if (by_winograd(shape, algo)) return conv2d_winograd_forward(shape, x, weight, bias, relu, y);
+  if (is_pointwise(shape)) return pointwise_forward(shape, x, weight, bias, relu, y);
   conv2d_direct_forward(shape, x, weight, bias, relu, y);
 }
 
@@ -30,6 +32,7 @@ void backward_data(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, c
                    float* dx) {
   if (is_depthwise(shape)) return depthwise_backward_data(shape, dy, weight, bias, dx);
   if (by_winograd(shape, algo)) return conv2d_winograd_backward_data(shape, dy, weight, bias, dx);
+  if (is_pointwise(shape)) return pointwise_backward_data(shape, dy, weight, bias, dx);
   conv2d_direct_backward_data(shape, dy, weight, bias, dx);
 }
 

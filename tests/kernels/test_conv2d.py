@@ -104,6 +104,15 @@ CASES = [
     (1, 64, 3, 16, 3, 3, 16, 1, 1, 1, 1),
     (1, 3, 70, 16, 3, 3, 16, 1, 1, 1, 1),
     (8, 56, 56, 16, 1, 1, 8, 1, 0, 1, 1),
+    (3, 28, 28, 64, 1, 1, 2, 1, 0, 1, 1),
+    (2, 13, 9, 1, 1, 1, 40, 1, 0, 1, 1),
+    (2, 9, 9, 33, 1, 1, 70, 1, 0, 1, 1),
+    (3, 7, 7, 520, 1, 1, 310, 1, 0, 1, 1),
+    (1, 6, 5, 1100, 1, 1, 90, 1, 0, 1, 1),
+    (1, 6, 5, 90, 1, 1, 1100, 1, 0, 1, 1),
+    (2, 9, 8, 20, 1, 1, 40, 2, 0, 1, 1),
+    (2, 8, 9, 300, 1, 1, 300, 2, 0, 1, 1),
+    (2, 11, 10, 6, 1, 1, 5, (4, 3), 0, 1, 1),
     (1, 1, 1, 1, 1, 1, 4, 1, ((0, 0), (0, 1)), 1, 1),
     (2, 5, 6, 8, 1, 1, 24, 2, ((0, 3), (0, 2)), 1, 1),
     (0, 8, 8, 16, 3, 3, 16, 1, 1, 1, 1),
@@ -203,6 +212,16 @@ def test_transposed_any_shape(backend, data):
     np.testing.assert_array_equal(dweight, tw.grad.permute(2, 3, 1, 0))
 
 
+def test_a_strided_point_leaves_the_bias_between():
+    rng = np.random.default_rng(7)
+    x, weight, bias = integers(rng, 2, 3, 4, 20), integers(rng, 1, 1, 5, 20), integers(rng, 5)
+    window = {"stride": (3, 2), "output_padding": (2, 1)}
+    y = kernels.conv_transpose2d(x, weight, bias, **window, out=poison(2, 9, 8, 5))
+    want = np.zeros((2, 9, 8, 5), np.float32)
+    want[:, ::3, ::2] = x @ weight[0, 0].T
+    np.testing.assert_array_equal(y, want + bias)
+
+
 def test_true_convolution_is_scipys():
     signal = pytest.importorskip("scipy.signal")
     rng = np.random.default_rng(2)
@@ -229,6 +248,9 @@ def test_threads_do_not_change_results():
             (5, 7, 256, 80, 3, 1),
             (1, 8, 64, 96, 3, 2),
             (4, 4, 32, 64, 1, 1),
+            (5, 9, 48, 290, 1, 1),
+            (3, 9, 300, 280, 1, 2),
+            (1, 5, 1100, 310, 1, 1),
             (1, 30, 3, 24, 7, 2),
         ]:
             x, weight = rng.standard_normal((n, h, h, c), np.float32), rng.standard_normal((r, r, c, k), np.float32)
@@ -276,7 +298,18 @@ def test_winograd_error_on_real_layers(c, k, size):
     assert np.sqrt(np.mean((got - y) ** 2) / np.mean(y**2)) < 1.5e-6
 
 
-@pytest.mark.parametrize("case", [(64, 64, 3, 1, 8), (32, 48, 3, 2, 9), (16, 24, 1, 1, 5), (3, 16, 5, 1, 8)], ids=str)
+SAMPLES = [
+    (64, 64, 3, 1, 8),
+    (32, 48, 3, 2, 9),
+    (16, 24, 1, 1, 5),
+    (300, 310, 1, 1, 7),
+    (1030, 20, 1, 1, 3),
+    (40, 2, 1, 2, 9),
+    (3, 16, 5, 1, 8),
+]
+
+
+@pytest.mark.parametrize("case", SAMPLES, ids=str)
 def test_a_sample_does_not_depend_on_its_batch(case):
     c, k, r, stride, size = case
     rng = np.random.default_rng(6)

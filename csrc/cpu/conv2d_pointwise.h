@@ -1,0 +1,16 @@
+#pragma once
+#include "ops/conv2d.h"
+
+namespace medmpi::MEDMPI_ISA {
+
+/// Whether the functions below can compute it: a 1x1 filter, one group, no padding that a window meets.
+bool is_pointwise(const Conv2dShape& g);
+
+/// y = max(conv(x, weight) + bias, 0 or -inf).
+void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
+                       float* y);
+
+/// dx = conv^T(dy, weight) + bias.
+void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx);
+
+}  // namespace medmpi::MEDMPI_ISA
