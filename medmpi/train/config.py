@@ -150,7 +150,7 @@ def check(options: Options) -> None:
         raise ConfigError(f"--milestones is {_text(options.milestones)}, expected rising epochs")
     if options.image_size is not None and len(options.image_size) not in (1, 2):
         raise ConfigError(f"--image-size has {len(options.image_size)} numbers, expected one or height,width")
-    if options.nesterov and (options.optimizer != "sgd" or options.momentum == 0):
+    if options.nesterov and (options.optimizer not in ("auto", "sgd") or options.momentum == 0):
         raise ConfigError("--nesterov needs --optimizer sgd and a --momentum above 0")
     if options.augment != "auto":
         parse_augment(options.augment)

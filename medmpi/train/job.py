@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -78,9 +78,10 @@ def build_job(options: Options, world: World) -> Job:
     """Builds the job on every rank; Failure with one line and exit code where settings and data do not fit."""
     if options.threads is not None:
         K.set_threads(options.threads)
+    dataset = together(world, lambda: _open(options))
+    options = settle(options, dataset.task)
     _check_ranks(options, world)
     world.reproducible = options.reproducible
-    dataset = together(world, lambda: _open(options))
     train = len(dataset.splits["train"])
     if world.size > train:
         raise Failure(f"{world.size} ranks for {train} training samples, expected at most one rank per sample", USAGE)
@@ -112,6 +113,19 @@ def build_job(options: Options, world: World) -> Job:
         world=world,
         augment=together(world, lambda: _augment(options, dataset)),
     )
+
+
+def settle(options: Options, task: Task) -> Options:
+    """The settings with what was left to the task filled in.
+
+    Segmentation takes Adam and small batches: its images hold thousands of samples, most of them background, and with
+    few steps SGD stays at predicting nothing else.
+    """
+    dense = task == "segmentation"
+    optimizer = (
+        ("adam" if dense and not options.nesterov else "sgd") if options.optimizer == "auto" else options.optimizer
+    )
+    return replace(options, optimizer=optimizer, batch_size=options.batch_size or (16 if dense else 64))
 
 
 def part_of(batch_size: int) -> int:

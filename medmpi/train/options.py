@@ -61,8 +61,13 @@ class Options:
 
     epochs: int = _option(8, "optimisation", "passes over the training split", low=1)
     max_steps: int | None = _option(None, "optimisation", "stop after this many steps in all", low=1)
-    batch_size: int = _option(64, "optimisation", "images per step over all ranks", low=1)
-    optimizer: str = _option("sgd", "optimisation", "update rule", choices=("sgd", "adam", "adamw"))
+    batch_size: int = _option(0, "optimisation", "images per step over all ranks (0: 64, for segmentation 16)", low=0)
+    optimizer: str = _option(
+        "auto",
+        "optimisation",
+        "update rule (auto: sgd, for segmentation adam)",
+        choices=("auto", "sgd", "adam", "adamw"),
+    )
     lr: float | None = _option(
         None, "optimisation", "learning rate (default 0.05 for sgd, 0.001 for adam, adamw)", above=0.0
     )
@@ -76,7 +81,9 @@ class Options:
     gamma: float = _option(0.1, "optimisation", "factor of 'step' and 'plateau'", above=0.0, below=1.0)
     decay: float = _option(0.1, "optimisation", "lambda per epoch of 'inverse_time'", low=0.0)
     patience: int = _option(3, "optimisation", "epochs without progress before 'plateau' reduces the rate", low=0)
-    warmup_epochs: float = _option(0.0, "optimisation", "epochs of linear warm-up", low=0.0)
+    warmup_epochs: float | None = _option(
+        None, "optimisation", "epochs of linear warm-up (default 1, at most a fifth of all)", low=0.0
+    )
     clip_norm: float | None = _option(None, "optimisation", "limit of the gradient's global norm", above=0.0)
     early_stopping: int = _option(0, "optimisation", "stop after this many epochs without progress; 0 never", low=0)
     seed: int = _option(0, "optimisation", "of weights, order, augmentation and dropout", low=0, high=2**62)

@@ -13,7 +13,8 @@ class Rate:
 
     def __init__(self, options: Options, base: float, steps_per_epoch: int) -> None:
         self._steps = n = steps_per_epoch
-        self._warm = round(options.warmup_epochs * n)
+        warm = min(1.0, options.epochs / 5) if options.warmup_epochs is None else options.warmup_epochs
+        self._warm = round(warm * n)
         # Milestones are epochs of the run; the cosine begins where the warm-up ends.
         self._shift = self._warm if options.schedule == "cosine" else 0
         self._by_epoch = options.schedule.startswith("inverse_time")
