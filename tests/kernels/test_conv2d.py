@@ -87,6 +87,9 @@ CASES = [
     (1, 14, 14, 40, 3, 3, 48, 1, 1, 1, 1),
     (2, 16, 16, 32, 3, 3, 64, 2, 1, 1, 1),
     (2, 17, 15, 32, 3, 3, 24, 2, 1, 1, 1),
+    (2, 16, 12, 64, 3, 3, 96, 2, 1, 1, 1),
+    (3, 8, 8, 256, 3, 3, 160, 2, 1, 1, 1),
+    (1, 23, 39, 40, 3, 3, 50, 2, ((1, 0), (0, 2)), 1, 1),
     (2, 16, 16, 32, 1, 1, 64, 2, 0, 1, 1),
     (2, 14, 14, 64, 1, 1, 96, 1, 0, 1, 1),
     (1, 40, 40, 3, 7, 7, 64, 2, 3, 1, 1),
@@ -247,6 +250,8 @@ def test_threads_do_not_change_results():
             (3, 15, 24, 40, 3, 1),
             (5, 7, 256, 80, 3, 1),
             (1, 8, 64, 96, 3, 2),
+            (33, 8, 64, 48, 3, 2),
+            (3, 8, 160, 192, 3, 2),
             (4, 4, 32, 64, 1, 1),
             (5, 9, 48, 290, 1, 1),
             (3, 9, 300, 280, 1, 2),
@@ -298,9 +303,33 @@ def test_winograd_error_on_real_layers(c, k, size):
     assert np.sqrt(np.mean((got - y) ** 2) / np.mean(y**2)) < 1.5e-6
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_stride2_any_shape(backend, data):
+    draw = lambda low, high, name: data.draw(st.integers(low, high), name)  # noqa: E731
+    n, c, k, oh, ow = draw(0, 3, "n"), draw(32, 90, "c"), draw(32, 70, "k"), 2 * draw(1, 5, "oh"), 2 * draw(1, 5, "ow")
+    padding = ((draw(0, 3, "top"), draw(0, 3, "bottom")), (draw(0, 3, "left"), draw(0, 3, "right")))
+    h, w = (max(1, 2 * o + draw(1, 2, "more") - sum(p)) for o, p in zip((oh, ow), padding, strict=True))
+    rng = np.random.default_rng(c)
+    x, weight, bias = integers(rng, n, h, w, c), integers(rng, 3, 3, c, k), integers(rng, k)
+    kw = {"stride": (2, 2), "padding": padding}
+    y = reference(x, weight, **kw) + bias
+    dy = integers(rng, *y.shape)
+    _, dx, _ = torch_gradients(x, weight, dy, **kw)
+    # the fast algorithm only adds: integers are exact
+    np.testing.assert_array_equal(kernels.conv2d(x, weight, bias, **kw, out=poison(*y.shape)), y)
+    np.testing.assert_array_equal(
+        kernels.conv2d(x, weight, bias, **kw, relu=True, out=poison(*y.shape)), np.maximum(y, 0)
+    )
+    got = kernels.conv2d_backward_data(dy, weight, x_shape=x.shape, **kw, out=poison(*x.shape))
+    np.testing.assert_array_equal(got, dx)
+
+
 SAMPLES = [
     (64, 64, 3, 1, 8),
     (32, 48, 3, 2, 9),
+    (64, 96, 3, 2, 8),
+    (256, 128, 3, 2, 8),
     (16, 24, 1, 1, 5),
     (300, 310, 1, 1, 7),
     (1030, 20, 1, 1, 3),
