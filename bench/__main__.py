@@ -8,14 +8,18 @@ import os
 import sys
 from pathlib import Path
 
-FAMILIES = ("conv2d", "batchnorm", "pool", "filter", "linear", "optimizer", "loss", "train", "allreduce")
+FAMILIES = ("conv2d", "batchnorm", "pool", "filter", "linear", "optimizer", "loss", "train", "infer", "allreduce")
 
 
 def main() -> int:
     """Parse, restart with the allocator that suits the rivals, measure, print, and write JSON lines."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("--against", default="torch", help="rivals, separated by commas: torch, scipy, opencv, none")
+    parser.add_argument(
+        "--against",
+        default="torch",
+        help="rivals, separated by commas: torch, scipy, opencv, openvino, onnxruntime, none",
+    )
     parser.add_argument("--threads", default="1,2", help="thread counts, separated by commas (default 1,2)")
     parser.add_argument("--only", default="", help="only the cases whose name contains this")
     parser.add_argument("--seconds", type=float, default=4.0, help="longest time for one case")

@@ -42,17 +42,22 @@ Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape&
   return Conv2dAlgo::kWinograd;
 }
 
-void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& out,
-             const Window& window, const std::string& algo, bool relu) {
+void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual,
+             const py::object& out, const Window& window, const std::string& algo, bool relu) {
   Call call("conv2d");
   const auto in = call.in<float, 4>("x", x);
   const auto filter = call.in<float, 4>("weight", weight);
   const auto g = shape_of(call, in.shape, filter.shape, window);
   const auto b = call.maybe<float, 1>("bias", bias, {g.k});
   const auto y = call.out<float, 4>("out", out, output(g));
+  const auto other = call.maybe<float, 4>("residual", residual, output(g));
   const auto how = algo_of(call, algo, g);
   const auto kernel = host_ops().conv2d->forward;
-  call.run(kernel, [&] { kernel(g, how, in.data, filter.data, b.data, relu, y.data); });
+  const auto add = host_ops().elementwise->add;
+  call.run(kernel, [&] {
+    kernel(g, how, in.data, filter.data, b.data, relu && !other.data, y.data);
+    if (other.data) add(y.size(), y.data, other.data, relu, y.data);
+  });
 }
 
 void backward_data(const std::string& name, const py::object& dy, const py::object& weight, const py::object& bias,
@@ -92,8 +97,8 @@ void sum_channels(const py::object& dy, const py::object& out, int64_t channels)
 }  // namespace
 
 void bind_conv2d(py::module_& m) {
-  m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("out"), py::arg("window"),
-        py::arg("algo"), py::arg("relu"));
+  m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
+        py::arg("window"), py::arg("algo"), py::arg("relu"));
   m.def("conv2d_backward_data", &backward_data, py::arg("name"), py::arg("dy"), py::arg("weight"), py::arg("bias"),
         py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
   m.def("conv2d_backward_weight", &backward_weight, py::arg("name"), py::arg("dy"), py::arg("x"), py::arg("out"),

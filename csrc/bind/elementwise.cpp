@@ -5,7 +5,7 @@ namespace {
 
 using Object = const py::object&;
 
-void add(Object a, Object b, Object out) {
+void add(Object a, Object b, Object out, bool relu) {
   Call call("add");
   const auto left = call.flat_in<float>("a", a);
   const auto right = call.flat_in<float>("b", b);
@@ -14,7 +14,7 @@ void add(Object a, Object b, Object out) {
                       py::reinterpret_borrow<py::buffer>(out).request().ptr == static_cast<const void*>(right.data);
   const auto y = call.flat_out<float>("out", out, left.size(), onto_b ? right.data : left.data);
   const auto kernel = host_ops().elementwise->add;
-  call.run(kernel, [&] { kernel(left.size(), left.data, right.data, y.data); });
+  call.run(kernel, [&] { kernel(left.size(), left.data, right.data, relu, y.data); });
 }
 
 void accumulate(Object x, Object out, double alpha) {
@@ -72,7 +72,7 @@ void normalize(Object images, Object scale_by, Object shift, Object out) {
 }  // namespace
 
 void bind_elementwise(py::module_& m) {
-  m.def("add", &add, py::arg("a"), py::arg("b"), py::arg("out"));
+  m.def("add", &add, py::arg("a"), py::arg("b"), py::arg("out"), py::arg("relu"));
   m.def("accumulate", &accumulate, py::arg("x"), py::arg("out"), py::arg("alpha"));
   m.def("scale", &scale, py::arg("x"), py::arg("factor"));
   m.def("fill", &fill, py::arg("x"), py::arg("value"));

@@ -10,8 +10,13 @@ namespace {
 constexpr int64_t kChunk = 1 << 15;
 constexpr int64_t kMaxChunks = 2048;
 
-void add(int64_t n, const float* a, const float* b, float* y) {
+void add(int64_t n, const float* a, const float* b, bool relu, float* y) {
   for_chunks(n, kChunk, [=](int64_t begin, int64_t end) {
+    if (relu) {
+#pragma GCC ivdep
+      for (int64_t i = begin; i < end; ++i) y[i] = a[i] + b[i] < 0.0f ? 0.0f : a[i] + b[i];
+      return;
+    }
 #pragma GCC ivdep
     for (int64_t i = begin; i < end; ++i) y[i] = a[i] + b[i];
   });

@@ -5,7 +5,8 @@ namespace medmpi {
 
 /// Operations on `n` contiguous float32 values. Results may be an input's memory.
 struct ElementwiseOps {
-  void (*add)(int64_t n, const float* a, const float* b, float* y);
+  /// y = a + b, not below 0 with `relu`.
+  void (*add)(int64_t n, const float* a, const float* b, bool relu, float* y);
   /// y += alpha x.
   void (*accumulate)(int64_t n, float alpha, const float* x, float* y);
   void (*scale)(int64_t n, float factor, float* y);

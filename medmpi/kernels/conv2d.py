@@ -97,13 +97,15 @@ def conv2d(
     padding: Padding = 0,
     dilation: Pair = 1,
     groups: int = 1,
+    residual: Array | None = None,
     relu: bool = False,
     algo: str = "auto",
     out: Array | None = None,
 ) -> Array:
     """Cross-correlation of ``x (N, H, W, C)`` with ``weight (R, S, C/groups, K)``, as ``torch.nn.functional.conv2d``.
 
-    ``bias (K,)`` is added and, with ``relu``, negative results become 0. ``algo``: ``"direct"``, ``"winograd"``
+    ``bias (K,)`` and ``residual``, of the result's shape, are added, then, with ``relu``, negative results become 0.
+    ``algo``: ``"direct"``, ``"winograd"``
     (3 x 3 filters of stride 1; errors of 1e-5 of the largest result, about half the time) or ``"auto"``, which chooses
     by the layer's sizes, never by the batch's.
     Raises TypeError for a wrong dtype or layout, ValueError for sizes that do not fit.
@@ -111,7 +113,7 @@ def conv2d(
     window = _window("conv2d", stride, padding, dilation, groups)
     if out is None:
         out = empty(_output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window))
-    _core.conv2d(x, weight, bias, out, window, algo, relu)
+    _core.conv2d(x, weight, bias, residual, out, window, algo, relu)
     return out
 
 
@@ -252,7 +254,7 @@ def conv_transpose2d_backward_data(
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
         out = empty(shape)
-    _core.conv2d(dy, weight, None, out, window, algo, False)
+    _core.conv2d(dy, weight, None, None, out, window, algo, False)
     return out
 
 

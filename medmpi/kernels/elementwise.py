@@ -11,13 +11,13 @@ from . import _core
 from .arrays import Array, result_for, shape_of
 
 
-def add(a: Array, b: Array, *, out: Array | None = None) -> Array:
-    """``a + b`` of two arrays of the same shape; ``out`` may be either."""
+def add(a: Array, b: Array, *, relu: bool = False, out: Array | None = None) -> Array:
+    """``a + b`` of two arrays of the same shape, not below 0 with ``relu``; ``out`` may be either."""
     shape = shape_of("add", "a", a)
     if shape_of("add", "b", b) != shape:
         raise ValueError(f"add: b has shape {b.shape}, expected {shape}, that of a")
     out = result_for("add", shape, out)
-    _core.add(a, b, out)
+    _core.add(a, b, out, relu)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from . import checkpoint, losses, optim, schedule
 from .exact import ExactGradients
+from .fold import FoldedConv2d, tune
 from .graph import Graph, Node, NodeInfo
 from .initialise import Initializer, constant, fan_uniform, kaiming_normal, normal, truncated_normal, uniform
 from .layer import Context, Layer, ParameterSpec, Statistics
@@ -33,6 +34,7 @@ __all__ = [
     "Dropout",
     "ExactGradients",
     "Flatten",
+    "FoldedConv2d",
     "GlobalAvgPool2d",
     "Graph",
     "Initializer",
@@ -61,5 +63,6 @@ __all__ = [
     "optim",
     "schedule",
     "truncated_normal",
+    "tune",
     "uniform",
 ]

@@ -218,6 +218,15 @@ class Graph:
 
         return fuse(self)
 
+    def fold(self) -> Graph:
+        """A copy for inference alone, with batch normalisation folded into the convolutions before it.
+
+        Its weights are those of now. ``nn.tune`` then chooses the fastest algorithm for a batch's shape.
+        """
+        from .fold import fold
+
+        return fold(self)
+
     def shapes(self, *inputs: Shape) -> list[Shape]:
         """The shape of every value for inputs of these shapes; ValueError naming the layer that does not fit."""
         if len(inputs) != self.n_inputs:

@@ -74,9 +74,13 @@ class Conv2d(_Convolution):
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, init)
         self.relu = self.keeps_output = relu
-        self._window: dict[str, Any] = {
+        self.window: dict[str, Any] = {
             "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": groups
         }  # fmt: skip
+
+    def fits_winograd(self) -> bool:
+        """Whether ``algo="winograd"`` computes it."""
+        return self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
 
     def parameter_specs(self) -> dict[str, ParameterSpec]:
         r, s = self.kernel_size
@@ -89,7 +93,7 @@ class Conv2d(_Convolution):
 
     def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
         (x,) = xs
-        y = K.conv2d(x, self.p["weight"], self.p.get("bias"), relu=self.relu, **self._window)
+        y = K.conv2d(x, self.p["weight"], self.p.get("bias"), relu=self.relu, **self.window)
         return y, (x, y if self.relu else None)
 
     def backward(
@@ -99,12 +103,12 @@ class Conv2d(_Convolution):
         weight = self.p["weight"]
         if y is not None:
             dy = K.relu_backward(dy, y, out=dy if overwrite else None)
-        self.add_gradient("weight", K.conv2d_backward_weight, dy, x, weight_shape=weight.shape, **self._window)
+        self.add_gradient("weight", K.conv2d_backward_weight, dy, x, weight_shape=weight.shape, **self.window)
         if self.bias:
             self.add_gradient("bias", K.conv2d_backward_bias, dy)
         if not need_dx:
             return (None,)
-        return (K.conv2d_backward_data(dy, weight, x_shape=x.shape, **self._window),)
+        return (K.conv2d_backward_data(dy, weight, x_shape=x.shape, **self.window),)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         n, h, w, _ = image_shape(self, shapes[0], self.in_channels)
@@ -142,7 +146,7 @@ class ConvTranspose2d(_Convolution):
     ) -> None:
         self.output_padding = pair(output_padding)
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, init)
-        self._window: dict[str, Any] = {
+        self.window: dict[str, Any] = {
             "stride": self.stride, "padding": pair(padding), "output_padding": self.output_padding,
             "dilation": self.dilation, "groups": groups,
         }  # fmt: skip
@@ -159,21 +163,19 @@ class ConvTranspose2d(_Convolution):
 
     def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
         (x,) = xs
-        return K.conv_transpose2d(x, self.p["weight"], self.p.get("bias"), **self._window), x
+        return K.conv_transpose2d(x, self.p["weight"], self.p.get("bias"), **self.window), x
 
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
     ) -> tuple[Array | None, ...]:
         x: Array = saved
         weight = self.p["weight"]
-        self.add_gradient(
-            "weight", K.conv_transpose2d_backward_weight, dy, x, weight_shape=weight.shape, **self._window
-        )
+        self.add_gradient("weight", K.conv_transpose2d_backward_weight, dy, x, weight_shape=weight.shape, **self.window)
         if self.bias:
             self.add_gradient("bias", K.conv2d_backward_bias, dy)
         if not need_dx:
             return (None,)
-        return (K.conv_transpose2d_backward_data(dy, weight, x_shape=x.shape, **self._window),)
+        return (K.conv_transpose2d_backward_data(dy, weight, x_shape=x.shape, **self.window),)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         n, h, w, _ = image_shape(self, shapes[0], self.in_channels)
