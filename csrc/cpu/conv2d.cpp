@@ -45,6 +45,7 @@ void backward_weight(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy,
   if (is_depthwise(shape)) return depthwise_backward_weight(shape, dy, x, dweight);
   if (algo == Conv2dAlgo::kWinograd || (algo == Conv2dAlgo::kAuto && winograd_weight_pays(shape)))
     return winograd_backward_weight(shape, dy, x, dweight);
+  if (is_pointwise(shape)) return pointwise_backward_weight(shape, dy, x, dweight);
   conv2d_backward_weight(shape, dy, x, dweight);
 }
 

@@ -13,4 +13,7 @@ void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight
 /// dx = conv^T(dy, weight) + bias.
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx);
 
+/// dweight += the gradient for the weight.
+void pointwise_backward_weight(const Conv2dShape& g, const float* dy, const float* x, float* dweight);
+
 }  // namespace medmpi::MEDMPI_ISA
