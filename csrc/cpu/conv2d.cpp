@@ -3,6 +3,7 @@
 
 #include "cpu/conv2d_direct.h"
 #include "cpu/conv2d_pointwise.h"
+#include "cpu/conv2d_stem.h"
 #include "cpu/conv2d_stride2.h"
 #include "cpu/conv2d_weight.h"
 #include "cpu/conv2d_winograd.h"
@@ -28,6 +29,7 @@ void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const fl
   if (is_pointwise(shape)) return pointwise_forward(shape, x, weight, bias, relu, y);
   if (algo == Conv2dAlgo::kAuto && conv2d_stride2_pays(shape))
     return conv2d_stride2_forward(shape, x, weight, bias, relu, y);
+  if (is_stem(shape)) return conv2d_stem_forward(shape, x, weight, bias, relu, y);
   conv2d_direct_forward(shape, x, weight, bias, relu, y);
 }
 
@@ -38,6 +40,7 @@ void backward_data(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, c
   if (is_pointwise(shape)) return pointwise_backward_data(shape, dy, weight, bias, dx);
   if (algo == Conv2dAlgo::kAuto && conv2d_stride2_pays(shape))
     return conv2d_stride2_backward_data(shape, dy, weight, bias, dx);
+  if (is_stem(shape)) return conv2d_stem_backward_data(shape, dy, weight, bias, dx);
   conv2d_direct_backward_data(shape, dy, weight, bias, dx);
 }
 
