@@ -9,6 +9,7 @@
 #include "cpu/conv2d_pointwise.h"
 
 #include "cpu/pixels.h"
+#include "cpu/pointwise_narrow.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -21,7 +22,9 @@ constexpr int64_t kTileStep = kTileRows * kStep;
 constexpr int64_t kDepth = 1024;            // channels that a register tile sums at a time
 constexpr int64_t kFewProducts = 1 << 14;   // of a block: less is not worth its beginning
 constexpr int64_t kFewWeights = 256 << 10;  // bytes of weights that stay in the second-level cache
-constexpr int64_t kBlockBytes = 384 << 10;  // of packed pixels that stay there
+constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in runs
+constexpr int64_t kBlockTiles = 4;          // at least, where they do not
+constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -145,7 +148,7 @@ Plan make_plan(const Product& p) {
   const int64_t threads = p.pixels * p.c * p.k > (1 << 18) ? omp_get_max_threads() : 1;
   const int64_t tile_size = ceil_div(p.c, kStep) * kTileStep;
   int64_t block = ceil_div(kFewProducts, kTileRows * p.c * panels * kPanel);
-  if (panels * kPanel * p.c * 4 > kFewWeights) block = kBlockBytes / 4 / tile_size;
+  if (panels * kPanel * p.c * 4 > kFewWeights) block = larger(kBlockTiles, kBlockBytes / 4 / tile_size);
   block = larger(1, smaller(block, tiles / threads));
   int64_t blocks = ceil_div(tiles, block);
   if (block > 1) blocks = ceil_div(blocks, threads) * threads;
@@ -172,6 +175,31 @@ void fill_gaps(const Product& p, int64_t first, int64_t count) {
     fill(p, n, i * step_h, j * step_w + 1, j + 1 < columns ? (j + 1) * step_w : p.w);
     if (j == 0)
       for (int64_t row = i * step_h + 1; row < (i + 1 < rows ? (i + 1) * step_h : p.h); ++row) fill(p, n, row, 0, p.w);
+  }
+}
+
+bool is_narrow(const Product& p) { return p.k <= kNarrow && p.c >= 2 * kLanes; }
+
+/// As run, for a few columns. `weight(j, q)` is the weight of channel j and column q.
+template <typename Weight>
+void run_narrow(const Product& p, const Weight& weight) {
+  const int64_t pitch = ceil_div(p.c, kLanes) * kLanes, chunks = ceil_div(p.pixels, kNarrowChunk);
+  float* const packed = static_cast<float*>(scratch(0, static_cast<size_t>(kNarrow * pitch) * sizeof(float)));
+  float start[kNarrow] = {};
+  for (int64_t q = 0; q < p.k; ++q) {
+    if (p.bias) start[q] = p.bias[q];
+    for (int64_t j = 0; j < pitch; ++j) packed[q * pitch + j] = j < p.c ? weight(j, q) : 0.0f;
+  }
+  constexpr decltype(&narrow_rows<1>) kernels[] = {narrow_rows<1>, narrow_rows<2>, narrow_rows<3>, narrow_rows<4>};
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < chunks; ++i) {
+    const int64_t first = i * kNarrowChunk, count = smaller(kNarrowChunk, p.pixels - first);
+    float* y[kNarrowChunk];
+    const float* rows[kNarrowChunk];
+    p.out.find(first, count, p.y, y);
+    p.in.find(first, count, p.x, rows);
+    if (p.out.line) fill_gaps(p, first, count);
+    kernels[p.k - 1](rows, count, p.c, packed, pitch, start, p.relu, y);
   }
 }
 
@@ -220,7 +248,20 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
   }
 }
 
-/// `pack(q, to)` packs panel q.
+/// Packs panels [q0, q1) of a (c, k) matrix, row by row.
+void pack_weights(const float* weight, int64_t c, int64_t k, int64_t q0, int64_t q1, float* to) {
+  const int64_t whole = smaller(q1, k / kPanel), left = k - whole * kPanel, width = left > kLanes ? kPanel : kLanes;
+  for (int64_t j = 0; j < c; ++j, weight += k) {
+    for (int64_t q = q0; q < whole; ++q) {
+      float* const at = to + (q * c + j) * kPanel;
+      store(at, load(weight + q * kPanel));
+      store(at + kLanes, load(weight + q * kPanel + kLanes));
+    }
+    if (whole < q1) pack_rows(weight + whole * kPanel, 0, left, 1, to + whole * kPanel * c + j * width, 0, width);
+  }
+}
+
+/// `pack(q0, q1, to)` packs panels [q0, q1).
 template <typename Pack>
 void run(const Product& p, const Pack& pack) {
   const Plan plan = make_plan(p);
@@ -232,7 +273,8 @@ void run(const Product& p, const Pack& pack) {
     float* const packed = static_cast<float*>(scratch(2, static_cast<size_t>(most * plan.tile_size) * sizeof(float)));
     void* const lists = scratch(3, static_cast<size_t>(2 * most * kTileRows + 1) * sizeof(float*));
 #pragma omp for schedule(static)
-    for (int64_t q = 0; q < plan.panels; ++q) pack(q, weight + q * kPanel * p.c);
+    for (int64_t q = 0; q < plan.panels; q += kPanelsTogether)
+      pack(q, smaller(q + kPanelsTogether, plan.panels), weight);
     const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
     const int64_t begin = items * me / threads, end = items * (me + 1) / threads;
     for (int64_t item = begin; item < end; ++item) {
@@ -253,18 +295,19 @@ bool is_pointwise(const Conv2dShape& g) {
 void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
                        float* y) {
   const Product p{g.n * g.out_h() * g.out_w(), g.c, g.k, input_pixels(g), output_pixels(g), x, y, bias, relu, 0, 0};
-  run(p, [=](int64_t q, float* to) {
-    const int64_t columns = smaller(kPanel, g.k - q * kPanel), width = columns > kLanes ? kPanel : kLanes;
-    pack_rows(weight + q * kPanel, g.k, columns, g.c, to, width, width);
-  });
+  if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[j * g.k + q]; });
+  run(p, [=](int64_t q0, int64_t q1, float* to) { pack_weights(weight, g.c, g.k, q0, q1, to); });
 }
 
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
   const Product p{
       g.n * g.out_h() * g.out_w(), g.k, g.c, output_pixels(g), input_pixels(g), dy, dx, bias, false, g.h, g.w};
-  run(p, [=](int64_t q, float* to) {
-    const int64_t columns = smaller(kPanel, g.c - q * kPanel), width = columns > kLanes ? kPanel : kLanes;
-    pack_transposed(weight + q * kPanel * g.k, g.k, columns, g.k, to, width, width);
+  if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[q * g.k + j]; });
+  run(p, [=](int64_t q0, int64_t q1, float* to) {
+    for (int64_t q = q0; q < q1; ++q) {
+      const int64_t columns = smaller(kPanel, g.c - q * kPanel), width = columns > kLanes ? kPanel : kLanes;
+      pack_transposed(weight + q * kPanel * g.k, g.k, columns, g.k, to + q * kPanel * g.k, width, width);
+    }
   });
 }
 
