@@ -20,7 +20,7 @@ void bind_activation(py::module_& m) {
         const auto grad = call.flat_in<float>("dy", dy);
         const auto saved = call.flat_in<float>("y", y);
         call.require(grad.size() == saved.size(),
-                     "dy has " + text(grad.size()) + " values, y has " + text(saved.size()));
+                     [&] { return "dy has " + text(grad.size()) + " values, y has " + text(saved.size()); });
         const auto dx = call.flat_out<float>("out", out, grad.size(), grad.data);
         const auto kernel = host_ops().activation->relu_backward;
         call.run(kernel, [&] { kernel(grad.size(), grad.data, saved.data, dx.data); });

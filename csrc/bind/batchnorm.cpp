@@ -21,7 +21,8 @@ void reciprocal_deviation(int64_t c, double count, const double* m2, double eps,
 }
 
 void check_eps(const Call& call, double eps) {
-  call.require(std::isfinite(eps) && eps >= 0, "eps is " + std::to_string(eps) + ", expected a finite number >= 0");
+  call.require(std::isfinite(eps) && eps >= 0,
+               [&] { return "eps is " + std::to_string(eps) + ", expected a finite number >= 0"; });
 }
 
 void statistics(Object x, Object mean, Object m2) {
@@ -113,7 +114,7 @@ void backward_apply(Object dy, Object x, Object gamma, Object mean, Object rstd,
   Tensor<float, 2> masked{};
   if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, in.shape);
   call.require(in.shape[0] == 0 || (std::isfinite(count) && count > 0),
-               "count is " + std::to_string(count) + ", expected a number > 0");
+               [&] { return "count is " + std::to_string(count) + ", expected a number > 0"; });
   const auto kernel = host_ops().batchnorm->backward_apply;
   call.run(kernel, [&] {
     kernel(in.shape[0], c[0], grad.data, in.data, saved.data, scale.data, mu.data, r.data, s.data, q.data, count,

@@ -9,6 +9,7 @@
 #include <limits>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 #include "ops/ops.h"
 
@@ -123,8 +124,13 @@ class Call {
 
   /// Raises ValueError "op: message".
   [[noreturn]] void bad(const std::string& message) const { throw py::value_error(std::string(op_) + ": " + message); }
-  void require(bool ok, const std::string& message) const {
+  void require(bool ok, const char* message) const {
     if (!ok) bad(message);
+  }
+  /// The same with a message that is put together only when it is needed: strings cost more than a small kernel.
+  template <typename Message, typename = decltype(std::declval<Message>()())>
+  void require(bool ok, const Message& message) const {
+    if (!ok) bad(message());
   }
 
   /// Runs kernel(table) with the lock released. `built` is the table entry that must not be null.

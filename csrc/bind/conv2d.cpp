@@ -17,18 +17,21 @@ Conv2dShape shape_of(const Call& call, const Sizes& x, const Sizes& weight, cons
                       sh,   sw,   dh,   dw,   top,       bottom,    left,      right};
   constexpr int64_t kLimit = int64_t{1} << 31;
   call.require(sh >= 1 && sw >= 1 && sh < kLimit && sw < kLimit,
-               "stride is " + text(Sizes{sh, sw}) + ", expected 1 or more");
+               [&] { return "stride is " + text(Sizes{sh, sw}) + ", expected 1 or more"; });
   call.require(dh >= 1 && dw >= 1 && dh < kLimit && dw < kLimit, "dilation is too small or large, expected 1 or more");
   call.require(top >= 0 && left >= 0 && top < kLimit && left < kLimit && bottom < kLimit && right < kLimit,
-               "padding is " + text(Sizes{top, bottom, left, right}) + ", expected 0 or more");
-  call.require(groups >= 1, "groups is " + text(groups) + ", expected 1 or more");
+               [&] { return "padding is " + text(Sizes{top, bottom, left, right}) + ", expected 0 or more"; });
+  call.require(groups >= 1, [&] { return "groups is " + text(groups) + ", expected 1 or more"; });
   call.require(g.r >= 1 && g.s >= 1 && weight[2] >= 1 && g.k >= 1,
-               "weight has shape " + text(weight) + ", expected sizes of 1 or more");
-  call.require(g.c == weight[2] * groups, "weight takes " + text(weight[2] * groups) + " channels, x has " + text(g.c));
-  call.require(g.k % groups == 0,
-               "weight gives " + text(g.k) + " channels, expected a multiple of groups = " + text(groups));
-  call.require(g.h + top + bottom > dh * (g.r - 1) && g.w + left + right > dw * (g.s - 1),
-               "x has shape " + text(x) + ", smaller with its padding than the filter of shape " + text(weight));
+               [&] { return "weight has shape " + text(weight) + ", expected sizes of 1 or more"; });
+  call.require(g.c == weight[2] * groups,
+               [&] { return "weight takes " + text(weight[2] * groups) + " channels, x has " + text(g.c); });
+  call.require(g.k % groups == 0, [&] {
+    return "weight gives " + text(g.k) + " channels, expected a multiple of groups = " + text(groups);
+  });
+  call.require(g.h + top + bottom > dh * (g.r - 1) && g.w + left + right > dw * (g.s - 1), [&] {
+    return "x has shape " + text(x) + ", smaller with its padding than the filter of shape " + text(weight);
+  });
   return g;
 }
 
@@ -37,7 +40,7 @@ Sizes output(const Conv2dShape& g) { return {g.n, g.out_h(), g.out_w(), g.k}; }
 Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape& g) {
   if (name == "auto") return Conv2dAlgo::kAuto;
   if (name == "direct") return Conv2dAlgo::kDirect;
-  call.require(name == "winograd", "algo is '" + name + "', expected 'auto', 'direct' or 'winograd'");
+  call.require(name == "winograd", [&] { return "algo is '" + name + "', expected 'auto', 'direct' or 'winograd'"; });
   call.require(g.fits_winograd(), "algo is 'winograd', expected a 3 x 3 filter with stride 1, dilation 1 and groups 1");
   return Conv2dAlgo::kWinograd;
 }
@@ -89,7 +92,8 @@ void sum_channels(const py::object& dy, const py::object& out, int64_t channels)
   Call call("sum_channels");
   const auto grad = call.flat_in<float>("dy", dy);
   const auto sums = call.out<float, 1>("out", out, {channels});
-  call.require(channels > 0 && grad.size() % channels == 0, "dy does not have " + text(channels) + " channels");
+  call.require(channels > 0 && grad.size() % channels == 0,
+               [&] { return "dy does not have " + text(channels) + " channels"; });
   const auto kernel = host_ops().conv2d->sum_channels;
   call.run(kernel, [&] { kernel(grad.size() / channels, channels, grad.data, sums.data); });
 }

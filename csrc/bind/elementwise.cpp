@@ -9,7 +9,8 @@ void add(Object a, Object b, Object out, bool relu) {
   Call call("add");
   const auto left = call.flat_in<float>("a", a);
   const auto right = call.flat_in<float>("b", b);
-  call.require(left.size() == right.size(), "a has " + text(left.size()) + " values, b has " + text(right.size()));
+  call.require(left.size() == right.size(),
+               [&] { return "a has " + text(left.size()) + " values, b has " + text(right.size()); });
   const bool onto_b = PyObject_CheckBuffer(out.ptr()) &&
                       py::reinterpret_borrow<py::buffer>(out).request().ptr == static_cast<const void*>(right.data);
   const auto y = call.flat_out<float>("out", out, left.size(), onto_b ? right.data : left.data);
@@ -61,7 +62,7 @@ void normalize(Object images, Object scale_by, Object shift, Object out) {
   Call call("normalize");
   const auto x = call.rows_in<uint8_t>("images", images);
   const int64_t c = x.shape[1];
-  call.require(c >= 1 && c <= 1024, "images has " + text(c) + " channels, expected 1 to 1024");
+  call.require(c >= 1 && c <= 1024, [&] { return "images has " + text(c) + " channels, expected 1 to 1024"; });
   const auto a = call.in<float, 1>("scale", scale_by, {c});
   const auto b = call.in<float, 1>("shift", shift, {c});
   const auto y = call.rows_out<float>("out", out, x.shape);

@@ -37,7 +37,8 @@ template <typename T>
 AxisFilter axis_of(const Call& call, const Tensor<const T, 1>& taps, const Extents& extents, const std::string& mode,
                    double cval) {
   const auto [outer, n, inner] = extents;
-  call.require(taps.size() % 2 == 1, "taps has " + text(taps.size()) + " values, expected an odd number");
+  call.require(taps.size() % 2 == 1,
+               [&] { return "taps has " + text(taps.size()) + " values, expected an odd number"; });
   return {outer, n, inner, taps.size() / 2, border_of(call, mode), symmetry_of(taps), cval};
 }
 

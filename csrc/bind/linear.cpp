@@ -8,7 +8,7 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto in = call.in<float, 2>("x", x);
   const auto w = call.in<float, 2>("weight", weight);
   const LinearShape g{in.shape[0], in.shape[1], w.shape[1]};
-  call.require(w.shape[0] == g.c, "weight takes " + text(w.shape[0]) + " channels, x has " + text(g.c));
+  call.require(w.shape[0] == g.c, [&] { return "weight takes " + text(w.shape[0]) + " channels, x has " + text(g.c); });
   const auto b = call.maybe<float, 1>("bias", bias, {g.k});
   const auto y = call.out<float, 2>("out", out, {g.m, g.k});
   const auto kernel = host_ops().linear->forward;
@@ -20,7 +20,8 @@ void backward_data(const py::object& dy, const py::object& weight, const py::obj
   const auto grad = call.in<float, 2>("dy", dy);
   const auto w = call.in<float, 2>("weight", weight);
   const LinearShape g{grad.shape[0], w.shape[0], w.shape[1]};
-  call.require(grad.shape[1] == g.k, "dy has " + text(grad.shape[1]) + " channels, weight gives " + text(g.k));
+  call.require(grad.shape[1] == g.k,
+               [&] { return "dy has " + text(grad.shape[1]) + " channels, weight gives " + text(g.k); });
   const auto dx = call.out<float, 2>("out", out, {g.m, g.c});
   const auto kernel = host_ops().linear->backward_data;
   call.run(kernel, [&] { kernel(g, grad.data, w.data, dx.data); });
@@ -31,7 +32,7 @@ void backward_weight(const py::object& dy, const py::object& x, const py::object
   const auto grad = call.in<float, 2>("dy", dy);
   const auto in = call.in<float, 2>("x", x);
   const LinearShape g{grad.shape[0], in.shape[1], grad.shape[1]};
-  call.require(in.shape[0] == g.m, "x has " + text(in.shape[0]) + " rows, dy has " + text(g.m));
+  call.require(in.shape[0] == g.m, [&] { return "x has " + text(in.shape[0]) + " rows, dy has " + text(g.m); });
   const auto dweight = call.out<float, 2>("out", out, {g.c, g.k});
   const auto kernel = host_ops().linear->backward_weight;
   call.run(kernel, [&] { kernel(g, grad.data, in.data, dweight.data); });

@@ -30,7 +30,7 @@ double checked(const Call& call, const LossOps* ops, Object labels, const Tensor
 
 void check_denominator(const Call& call, double denominator) {
   call.require(std::isfinite(denominator) && denominator > 0,
-               "denominator is " + std::to_string(denominator) + ", expected a finite number > 0");
+               [&] { return "denominator is " + std::to_string(denominator) + ", expected a finite number > 0"; });
 }
 
 double cross_entropy(Object logits, Object labels, Object weight, Object denominator, Object out) {
@@ -39,8 +39,9 @@ double cross_entropy(Object logits, Object labels, Object weight, Object denomin
   const auto l = call.flat_in<int64_t>("labels", labels);
   const int64_t m = x.shape[0], k = x.shape[1];
   call.require(k > 0, "logits has 0 classes, expected 1 or more");
-  call.require(l.size() == m,
-               "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits");
+  call.require(l.size() == m, [&] {
+    return "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits";
+  });
   const auto w = call.maybe<float, 1>("weight", weight, {k});
   const auto dx = call.rows_out<float>("out", out, x.shape, x.data);
   const auto* ops = host_ops().loss;
@@ -50,7 +51,8 @@ double cross_entropy(Object logits, Object labels, Object weight, Object denomin
     by = denominator.cast<double>();
     check_denominator(call, by);
   } else {
-    call.require(m == 0 || by > 0, "weight sums to " + std::to_string(by) + " over the labels, expected more than 0");
+    call.require(m == 0 || by > 0,
+                 [&] { return "weight sums to " + std::to_string(by) + " over the labels, expected more than 0"; });
   }
   double loss = 0.0;
   bool done = false;
@@ -67,9 +69,9 @@ double dice(Object logits, Object labels, double smooth, bool include_background
   const auto l = call.in<int64_t, 3>("labels", labels, {n, x.shape[1], x.shape[2]});
   const auto dx = call.out<float, 4>("out", out, x.shape, x.data);
   const int64_t first = include_background ? 0 : 1;
-  call.require(k > first, "logits has " + text(k) + " classes, expected more than " + text(first));
+  call.require(k > first, [&] { return "logits has " + text(k) + " classes, expected more than " + text(first); });
   call.require(std::isfinite(smooth) && smooth > 0,
-               "smooth is " + std::to_string(smooth) + ", expected a finite number > 0");
+               [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
   const double by = denominator.is_none() ? static_cast<double>(n ? n : 1) : denominator.cast<double>();
   check_denominator(call, by);
   const auto* ops = host_ops().loss;

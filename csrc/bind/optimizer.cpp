@@ -7,9 +7,10 @@ using Object = const py::object&;
 
 void check(const Call& call, const char* name, double value, double low, double below) {
   const bool open = std::isinf(below);
-  call.require(std::isfinite(value) && value >= low && value < below,
-               std::string(name) + " is " + std::to_string(value) + ", expected " +
-                   (open ? "a finite number >= 0" : "0 <= " + std::string(name) + " < 1"));
+  call.require(std::isfinite(value) && value >= low && value < below, [&] {
+    return std::string(name) + " is " + std::to_string(value) + ", expected " +
+           (open ? "a finite number >= 0" : "0 <= " + std::string(name) + " < 1");
+  });
 }
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
@@ -24,7 +25,8 @@ void sgd(Object value, Object grad, Object velocity, double lr, double momentum,
   check(call, "lr", lr, 0, kInfinity);
   check(call, "momentum", momentum, 0, kInfinity);
   check(call, "weight_decay", weight_decay, 0, kInfinity);
-  call.require(std::isfinite(dampening), "dampening is " + std::to_string(dampening) + ", expected a finite number");
+  call.require(std::isfinite(dampening),
+               [&] { return "dampening is " + std::to_string(dampening) + ", expected a finite number"; });
   call.require(momentum == 0 || !velocity.is_none(), "velocity is None, expected an array where momentum is not 0");
   call.require(!nesterov || (momentum > 0 && dampening == 0),
                "nesterov needs momentum above 0 and dampening 0, expected both");
@@ -45,7 +47,7 @@ void adam(Object value, Object grad, Object m, Object v, double lr, double beta1
   check(call, "beta2", beta2, 0, 1);
   check(call, "eps", eps, 0, kInfinity);
   check(call, "weight_decay", weight_decay, 0, kInfinity);
-  call.require(step >= 1, "step is " + text(step) + ", expected 1 or more");
+  call.require(step >= 1, [&] { return "step is " + text(step) + ", expected 1 or more"; });
   const AdamStep options{lr, beta1, beta2, eps, weight_decay, decoupled, step};
   const auto kernel = host_ops().optimizer->adam;
   call.run(kernel, [&] { kernel(g.size(), options, g.data, p.data, first.data, second.data); });

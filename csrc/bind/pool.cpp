@@ -54,14 +54,15 @@ class Axis {
  public:
   Axis(Call& call, const char* name, Object table, int64_t in) : in_(in) {
     const auto t = call.in<int32_t, 2>(name, table);
-    call.require(t.shape[0] == 3, std::string(name) + " has " + text(t.shape[0]) + " rows, expected 3");
+    call.require(t.shape[0] == 3, [&] { return std::string(name) + " has " + text(t.shape[0]) + " rows, expected 3"; });
     out_ = t.shape[1];
     begin_ = t.data;
     first_.assign(static_cast<size_t>(in), 0);
     last_.assign(static_cast<size_t>(in), 0);
     for (int64_t i = 0; i < out_; ++i) {
       const int32_t begin = begin_[i], end = begin_[out_ + i];
-      call.require(begin >= 0 && begin <= end && end <= in, std::string(name) + " has a window outside the image");
+      call.require(begin >= 0 && begin <= end && end <= in,
+                   [&] { return std::string(name) + " has a window outside the image"; });
       for (auto j = static_cast<size_t>(begin); j < static_cast<size_t>(end); ++j) {
         if (!last_[j]) first_[j] = static_cast<int32_t>(i);
         last_[j] = static_cast<int32_t>(i + 1);

@@ -9,9 +9,11 @@ namespace {
 
 ResizeShape shape_of(const Call& call, const std::array<int64_t, 4>& x, const std::array<int64_t, 4>& y,
                      const std::string& mode, bool align_corners) {
-  call.require(mode == "nearest" || mode == "bilinear", "mode is '" + mode + "', expected nearest or bilinear");
-  call.require(x[0] == y[0] && x[3] == y[3],
-               "images " + text(x) + " and " + text(y) + " differ in number or channels, expected only other sizes");
+  call.require(mode == "nearest" || mode == "bilinear",
+               [&] { return "mode is '" + mode + "', expected nearest or bilinear"; });
+  call.require(x[0] == y[0] && x[3] == y[3], [&] {
+    return "images " + text(x) + " and " + text(y) + " differ in number or channels, expected only other sizes";
+  });
   call.require(x[1] > 0 && x[2] > 0 && y[1] > 0 && y[2] > 0, "sizes must be at least 1");
   return {
       x[0],         x[1], x[2], x[3], y[1], y[2], mode == "nearest" ? Interpolation::nearest : Interpolation::bilinear,

@@ -13,7 +13,7 @@ void check_numbers(const Call& call, const char* name, const Tensor<const int64_
   if (!t.data) return;
   for (int64_t i = 0; i < t.size(); ++i)
     call.require(t.data[i] > -kLargestNumber && t.data[i] < kLargestNumber,
-                 std::string(name) + " has " + text(t.data[i]) + ", expected magnitudes below 2^40");
+                 [&] { return std::string(name) + " has " + text(t.data[i]) + ", expected magnitudes below 2^40"; });
 }
 
 }  // namespace

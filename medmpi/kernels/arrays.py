@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -11,11 +12,28 @@ from numpy.typing import DTypeLike, NDArray
 from . import _core
 
 Array: TypeAlias = NDArray[np.float32]
+P = ParamSpec("P")
+R = TypeVar("R")
+_FLOAT32 = np.dtype(np.float32)
 
 
 def empty(shape: Sequence[int], dtype: DTypeLike = np.float32) -> NDArray[Any]:
     """An uninitialised C-contiguous array, 64-byte aligned, whose memory returns to the pool when it dies."""
-    return _core.empty(shape, np.dtype(dtype))
+    return _core.empty(shape, _FLOAT32 if dtype is np.float32 else np.dtype(dtype))
+
+
+def remembered(function: Callable[P, R]) -> Callable[P, R]:
+    """Remembers the results of a function of sizes: a layer asks the same in every call."""
+    cached: Any = lru_cache(maxsize=4096, typed=True)(function)
+
+    @wraps(function)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        try:
+            return cached(*args, **options)  # type: ignore[no-any-return]
+        except TypeError:  # a list cannot be remembered
+            return function(*args, **options)
+
+    return call
 
 
 def shape_of(op: str, name: str, array: Any) -> tuple[int, ...]:

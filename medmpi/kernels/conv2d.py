@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from . import _core
-from .arrays import Array, empty, shape_of
+from .arrays import Array, empty, remembered, shape_of
 
 Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
@@ -50,6 +50,7 @@ def _padding(op: str, value: Padding) -> tuple[int, int, int, int]:
     return height, height, width, width
 
 
+@remembered
 def _window(op: str, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> _Window:
     top, bottom, left, right = _padding(op, padding)
     return (
@@ -74,6 +75,7 @@ def _shape(op: str, name: str, shape: Sequence[int]) -> tuple[int, int, int, int
     return sizes
 
 
+@remembered
 def _output_shape(
     op: str, x: tuple[int, int, int, int], weight: tuple[int, int, int, int], window: _Window
 ) -> tuple[int, int, int, int]:
@@ -183,6 +185,7 @@ def conv2d_backward_bias(dy: Array, *, out: Array | None = None) -> Array:
     return sum_channels(dy, out=out)
 
 
+@remembered
 def _transposed(
     op: str,
     x: tuple[int, int, int, int],

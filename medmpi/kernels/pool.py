@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty, result_for, shape_of
+from .arrays import Array, empty, remembered, result_for, shape_of
 
 Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
@@ -52,6 +52,7 @@ def _sides(op: str, padding: Padding) -> tuple[Sizes, Sizes]:
     return (height, height), (width, width)
 
 
+@remembered
 def _windows(
     op: str, kernel_size: Pair, stride: Pair | None, padding: Padding, dilation: Pair
 ) -> tuple[Sizes, Sizes, tuple[Sizes, Sizes], Sizes]:
@@ -63,6 +64,7 @@ def _windows(
     return kernel, kernel if stride is None else _pair(op, "stride", stride, 1), pad, spread
 
 
+@remembered
 def _length(op: str, size: int, kernel: int, stride: int, pad: Sizes, dilation: int, ceil_mode: bool) -> int:
     """Windows along an axis; with ``ceil_mode`` a last one may pass the end, but starts inside image or left pad."""
     room = size + sum(pad) - dilation * (kernel - 1) - 1
