@@ -19,6 +19,7 @@ constexpr int kSlotWeight = 0, kSlotTaps = 1, kSlotRows = 2, kSlotGradient = 3;
 
 constexpr int kPixels = kLanes == 16 ? 14 : 6;  // of a tile: two vectors of sums each, two of weights and one value
 constexpr int64_t kWide = 2 * kLanes;           // output channels of a group
+constexpr int64_t kAheadSteps = 32;             // steps of a tile in which a line of y comes from memory
 constexpr int64_t kUnitPixels = 2048;           // outputs of a unit
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -32,6 +33,7 @@ struct Work {
   const float* start;
   int64_t y_pixel;
   int64_t lanes;  // of the last vector that exist
+  int64_t ahead;  // floats by which lines of y are asked for before they are written
   bool relu;
 };
 
@@ -46,7 +48,7 @@ __attribute__((noinline)) void stem_tile(const Work& work, const float* x, float
 #pragma GCC unroll 2
     for (int v = 0; v < Vectors; ++v) {
       sum[p][v] = load(work.start + v * kLanes);
-      __builtin_prefetch(y + p * work.y_pixel + v * kLanes, 1);
+      __builtin_prefetch(y + work.ahead + p * work.y_pixel + v * kLanes, 1);
     }
   const float* weight = work.weight;
   for (int64_t d = 0; d < work.depth; ++d, weight += Vectors * kLanes) {
@@ -223,7 +225,13 @@ void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weig
     for (int64_t i = i0; i < i1; ++i)
       for (int64_t o = 0; o < groups; ++o) {
         const int64_t width = smaller(kWide, g.k - o * kWide), vectors = ceil_div(width, kLanes);
-        const Work work{taps, depth, packed + o * kWide * depth, start + o * kWide, g.k, width - (vectors - 1) * kLanes,
+        const Work work{taps,
+                        depth,
+                        packed + o * kWide * depth,
+                        start + o * kWide,
+                        g.k,
+                        width - (vectors - 1) * kLanes,
+                        ceil_div(kAheadSteps, depth) * columns * g.k,
                         relu};
         const ForwardTile tile = vectors == 2 ? forward_tile<2>(columns) : forward_tile<1>(columns);
         const float* const in = lines + (i - i0) * g.stride_h * layout.row();
