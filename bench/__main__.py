@@ -8,7 +8,20 @@ import os
 import sys
 from pathlib import Path
 
-FAMILIES = ("conv2d", "batchnorm", "pool", "filter", "linear", "optimizer", "loss", "train", "infer", "allreduce")
+FAMILIES = (
+    "conv2d",
+    "batchnorm",
+    "pool",
+    "filter",
+    "linear",
+    "optimizer",
+    "loss",
+    "train",
+    "infer",
+    "ranks",
+    "memory",
+    "allreduce",
+)
 
 
 def main() -> int:

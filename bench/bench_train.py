@@ -70,19 +70,29 @@ def our_step(job: Job, x: Any, labels: Any) -> Work:
     return work
 
 
-def torch_steps(job: Job, x: Any, labels: Any) -> dict[str, Work]:
-    """The same in torch, with its fused optimizer."""
-    import torch
-
+def torch_model(job: Job) -> Any:
+    """The twin of the model, from the tests."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "models"))
     import torch_models
 
     stem = "small" if job.size <= 64 else "imagenet"
     options = {"stem": stem} if job.model not in ("unet", "mini_xception") else {}
+    return torch_models.build(job.model, classes=job.classes, channels=job.channels, **options)
+
+
+def torch_steps(job: Job, x: Any, labels: Any, only: str = "") -> dict[str, Work]:
+    """The same in torch, with its fused optimizer: eager in both layouts, and compiled where a compiler is found."""
+    import torch
+
     steps: dict[str, Work] = {}
-    for name, fmt in (("torch_nchw", torch.contiguous_format), ("torch_nhwc", torch.channels_last)):
-        model = torch_models.build(job.model, classes=job.classes, channels=job.channels, **options)
-        model = model.to(memory_format=fmt).train()
+    sides = [("torch_nchw", torch.contiguous_format), ("torch_nhwc", torch.channels_last)]
+    sides += [("torch_compile", torch.channels_last)] if only in ("", "torch_compile") else []
+    for name, fmt in sides:
+        if only not in ("", name):
+            continue
+        model = torch_model(job).to(memory_format=fmt).train()
+        if name == "torch_compile":
+            model = torch.compile(model)
         tx = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=fmt)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
 

@@ -1,0 +1,122 @@
+"""A training step over two ranks of one thread beside torch's DistributedDataParallel (gloo) in the same processes.
+
+``python -m bench ranks`` starts two ranks; ``mpirun -n N python -m bench.bench_ranks`` any number. A sample is the step
+of the slowest rank; both sides take turns. medmpi's step synchronises batch statistics, torch's default does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmpi import kernels, models, nn, parallel
+from medmpi.parallel import GradientBuckets, RankStatistics, World
+
+from .bench_allreduce import gloo, measure, row
+from .bench_train import SGD, Job, torch_model
+from .harness import Work
+
+JOBS = (Job("resnet18", 32, 32), Job("mini_xception", 32, 32))
+
+
+def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool) -> Work:
+    """A step on this rank's half of the batch."""
+    graph = models.build(job.model, classes=job.classes, channels=job.channels, image_size=job.size).fuse()
+    parameters = nn.Parameters(graph, seed=0, allocate=world.allocate)
+    buckets = GradientBuckets(parameters, world)
+    optimizer, loss = nn.SGD(parameters, **SGD), nn.CrossEntropy()
+    statistics = RankStatistics(world) if synchronised else None
+    total = np.array([float(world.size * len(x))])
+
+    def work() -> None:
+        parameters.zero_grad()
+        (logits,), saved = graph.forward(x, context=nn.Context(statistics=statistics))
+        _, dlogits = loss(logits, labels, denominator=total)
+        graph.backward((dlogits,), saved, done=buckets.done)
+        buckets.finish()
+        optimizer.step()
+
+    return work
+
+
+def ddp_step(job: Job, x: Any, labels: Any, layout: str) -> Work:
+    """The same in torch, with gradients as views of the buckets and the fused optimizer."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    fmt = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+    model = DistributedDataParallel(
+        torch_model(job).to(memory_format=fmt).train(), gradient_as_bucket_view=True, forward_sync_buffers=False
+    )
+    tx = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous(memory_format=fmt)
+    optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+
+    def work() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(model(tx), torch.from_numpy(labels)).backward()
+        optimizer.step()
+
+    return work
+
+
+def main(options: argparse.Namespace) -> int:
+    """Starts the ranks."""
+    from medmpi.parallel.run import launch
+
+    words = ["-m", "bench.bench_ranks", "--seconds", str(options.seconds), "--only", options.only]
+    if options.out:
+        words += ["--out", str(options.out)]
+    return launch(2, words, threads=1)
+
+
+def ranks_main() -> None:
+    """What each rank does."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    world = parallel.start(timeout=300)
+    kernels.set_threads(1)
+    gloo(world)
+    for job in JOBS:
+        if options.only not in job.model:
+            continue
+        rng = np.random.default_rng(world.rank)
+        x = rng.standard_normal((job.batch // world.size, job.size, job.size, job.channels), dtype=np.float32)
+        labels = rng.integers(0, job.classes, len(x))
+        result = row(
+            f"{job.model} {job.size}x{job.size} batch {job.batch}",
+            0,
+            measure(
+                world,
+                {
+                    "medmpi": our_step(job, world, x, labels, synchronised=True),
+                    "medmpi, statistics per rank": our_step(job, world, x, labels, synchronised=False),
+                    "torch_ddp_nchw": ddp_step(job, x, labels, "nchw"),
+                    "torch_ddp_nhwc": ddp_step(job, x, labels, "nhwc"),
+                },
+                4 * options.seconds,
+            ),
+        )
+        rival = min(t["best"] for name, t in result["timings"].items() if name.startswith("torch"))
+        result["ratio"] = round(rival / result["timings"]["medmpi"]["best"], 4)
+        if world.rank:
+            continue
+        times = "  ".join(f"{name} {t['best'] * 1e3:.1f}" for name, t in result["timings"].items())
+        print(f"{result['case']}, {world.size} ranks: {times} ms  x {result['ratio']:.2f}", flush=True)
+        if options.out is not None:
+            from .machine import describe
+
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            with options.out.open("a") as file:
+                line = {"family": "ranks", "ranks": world.size, **result, "machine": describe()}
+                file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    ranks_main()
