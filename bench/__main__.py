@@ -18,8 +18,11 @@ FAMILIES = (
     "loss",
     "train",
     "infer",
+<<<<<<< HEAD
     "ranks",
     "memory",
+=======
+>>>>>>> 7e0225a (Add median filters by networks, bisection and sliding histograms)
     "allreduce",
 )
 

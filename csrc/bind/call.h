@@ -177,6 +177,7 @@ class Call {
     if constexpr (std::is_same_v<T, float>) return "float32";
     if constexpr (std::is_same_v<T, double>) return "float64";
     if constexpr (std::is_same_v<T, uint8_t>) return "uint8";
+    if constexpr (std::is_same_v<T, uint16_t>) return "uint16";
     if constexpr (std::is_same_v<T, int32_t>) return "int32";
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     return "unsupported";

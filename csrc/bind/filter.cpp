@@ -4,21 +4,12 @@
 
 #include <tuple>
 
-#include "bind/call.h"
+#include "bind/border.h"
 
 namespace medmpi {
 namespace {
 
 using Extents = std::tuple<int64_t, int64_t, int64_t>;
-
-Border border_of(const Call& call, const std::string& mode) {
-  if (mode == "reflect" || mode == "grid-mirror") return Border::reflect;
-  if (mode == "constant" || mode == "grid-constant") return Border::constant;
-  if (mode == "nearest") return Border::nearest;
-  if (mode == "mirror") return Border::mirror;
-  if (mode == "wrap" || mode == "grid-wrap") return Border::wrap;
-  call.bad("mode is '" + mode + "', expected reflect, constant, nearest, mirror or wrap");
-}
 
 /// Taps that are even or odd about their centre, as scipy tests it.
 template <typename T>

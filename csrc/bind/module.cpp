@@ -21,6 +21,7 @@ void bind_elementwise(py::module_& m);
 void bind_filter(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_loss(py::module_& m);
+void bind_median(py::module_& m);
 void bind_memory(py::module_& m);
 void bind_optimizer(py::module_& m);
 void bind_pool(py::module_& m);
@@ -84,6 +85,7 @@ PYBIND11_MODULE(_core, m) {
   bind_filter(m);
   bind_linear(m);
   bind_loss(m);
+  bind_median(m);
   bind_memory(m);
   bind_optimizer(m);
   bind_pool(m);

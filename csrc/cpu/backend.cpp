@@ -16,6 +16,7 @@ extern const ElementwiseOps elementwise;
 extern const FilterOps filter;
 extern const LinearOps linear;
 extern const LossOps loss;
+extern const MedianOps median_filter;
 extern const OptimizerOps optimizer;
 extern const PoolOps pool;
 extern const ProbeOps probe;
@@ -34,6 +35,7 @@ const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
                  &filter,
                  &linear,
                  &loss,
+                 &median_filter,
                  &optimizer,
                  &pool,
                  &probe,

@@ -7,6 +7,18 @@ namespace medmpi {
 /// d d), (d c b | a b c d | c b a), (a b c d | a b c d | a b c d).
 enum class Border : int32_t { reflect, constant, nearest, mirror, wrap };
 
+/// Where element i of an axis of n elements is found: an index in [0, n), or -1 for the constant.
+constexpr int64_t border_source(Border border, int64_t i, int64_t n) {
+  if (i >= 0 && i < n) return i;
+  if (border == Border::constant) return -1;
+  if (border == Border::nearest) return i < 0 ? 0 : n - 1;
+  const int64_t period = border == Border::reflect ? 2 * n : border == Border::mirror ? 2 * n - 2 : n;
+  if (period == 0) return 0;
+  const int64_t k = (i % period + period) % period;
+  if (k < n) return k;
+  return border == Border::reflect ? 2 * n - 1 - k : 2 * n - 2 - k;
+}
+
 /// Symmetry of the taps about their centre; pairs are then added (or subtracted) before they are multiplied.
 enum class Symmetry : int32_t { none, even, odd };
 
@@ -19,16 +31,7 @@ struct AxisFilter {
   double outside;  // value beyond the ends for Border::constant
 
   /// Where element i, -radius <= i < n + radius, is found: an index in [0, n), or -1 for the constant.
-  constexpr int64_t source(int64_t i) const {
-    if (i >= 0 && i < n) return i;
-    if (border == Border::constant) return -1;
-    if (border == Border::nearest) return i < 0 ? 0 : n - 1;
-    const int64_t period = border == Border::reflect ? 2 * n : border == Border::mirror ? 2 * n - 2 : n;
-    if (period == 0) return 0;
-    const int64_t k = (i % period + period) % period;
-    if (k < n) return k;
-    return border == Border::reflect ? 2 * n - 1 - k : 2 * n - 2 - k;
-  }
+  constexpr int64_t source(int64_t i) const { return border_source(border, i, n); }
 };
 
 struct FilterOps {

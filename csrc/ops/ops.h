@@ -15,6 +15,7 @@
 #include "ops/filter.h"
 #include "ops/linear.h"
 #include "ops/loss.h"
+#include "ops/median.h"
 #include "ops/optimizer.h"
 #include "ops/pool.h"
 #include "ops/probe.h"
@@ -35,6 +36,7 @@ struct Ops {
   const FilterOps* filter;
   const LinearOps* linear;
   const LossOps* loss;
+  const MedianOps* median_filter;
   const OptimizerOps* optimizer;
   const PoolOps* pool;
   const ProbeOps* probe;

@@ -65,6 +65,7 @@ from .loss import (
     softmax,
     softmax_cross_entropy,
 )
+from .median import median_filter
 from .optimizer import (
     adam_step,
     sgd_step,
@@ -127,6 +128,7 @@ __all__ = [
     "linear_backward_weight",
     "max_pool2d",
     "max_pool2d_backward",
+    "median_filter",
     "memory_statistics",
     "nchw_to_nhwc",
     "nhwc_to_nchw",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
@@ -53,3 +54,22 @@ def result_for(
     if shape_of(op, "out", out) != shape:
         raise ValueError(f"{op}: out has shape {out.shape}, expected {shape}")
     return out
+
+
+def axes_of(op: str, axes: Any, ndim: int) -> tuple[int, ...]:
+    """Axes as numbers from 0: all where None. ValueError where one is no integer, out of range or named twice."""
+    if axes is None:
+        return tuple(range(ndim))
+    items = [axes] if np.ndim(axes) == 0 else list(axes)
+    found = []
+    for item in items:
+        try:
+            axis = operator.index(item)
+        except TypeError:
+            raise ValueError(f"{op}: axes must be integers, got {item!r}") from None
+        if not -ndim <= axis < ndim:
+            raise ValueError(f"{op}: axes has {axis}, which is out of range for {ndim} dimensions")
+        found.append(axis % ndim)
+    if len(set(found)) != len(found):
+        raise ValueError(f"{op}: axes must be unique, got {tuple(items)}")
+    return tuple(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core
-from .arrays import empty
+from .arrays import axes_of, empty
 
 _MODES = ("reflect", "constant", "nearest", "mirror", "wrap", "grid-mirror", "grid-constant", "grid-wrap")
 #: A sigma at or below this leaves its axis as it is, as in scipy.
@@ -53,7 +52,7 @@ def gaussian_filter(
     """
     x = np.asarray(input)
     dtype = _output_dtype(output, x)
-    chosen = _axes(axes, x.ndim)
+    chosen = axes_of("gaussian_filter", axes, x.ndim)
     plan = [
         (axis, *_taps(float(s), int(o), _radius(float(s), truncate, r)), m)
         for axis, s, o, m, r in zip(
@@ -191,24 +190,6 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
             "sequence argument must have length equal to input rank or number of axes"
         )
     return values
-
-
-def _axes(axes: Any, ndim: int) -> tuple[int, ...]:
-    if axes is None:
-        return tuple(range(ndim))
-    items = [axes] if np.ndim(axes) == 0 else list(axes)
-    found = []
-    for item in items:
-        try:
-            axis = operator.index(item)
-        except TypeError:
-            raise ValueError(f"gaussian_filter: axes must be integers, got {item!r}") from None
-        if not -ndim <= axis < ndim:
-            raise ValueError(f"gaussian_filter: axes has {axis}, which is out of range for {ndim} dimensions")
-        found.append(axis % ndim)
-    if len(set(found)) != len(found):
-        raise ValueError(f"gaussian_filter: axes must be unique, got {tuple(items)}")
-    return tuple(found)
 
 
 def _output_dtype(output: Any, x: NDArray[Any]) -> np.dtype[Any]:
