@@ -13,16 +13,14 @@ FAMILIES = (
     "batchnorm",
     "pool",
     "filter",
+    "image",
     "linear",
     "optimizer",
     "loss",
     "train",
     "infer",
-<<<<<<< HEAD
     "ranks",
     "memory",
-=======
->>>>>>> 7e0225a (Add median filters by networks, bisection and sliding histograms)
     "allreduce",
 )
 
