@@ -22,6 +22,7 @@ constexpr int64_t kTileStep = kTileRows * kStep;
 constexpr int64_t kDepth = 1024;            // channels that a register tile sums at a time
 constexpr int64_t kFewProducts = 1 << 14;   // of a block: less is not worth its beginning
 constexpr int64_t kFewWeights = 256 << 10;  // bytes of weights that stay in the second-level cache
+constexpr int64_t kCollision = 512;         // floats: rows so far apart meet in few sets of the first-level cache
 constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in runs
 constexpr int64_t kBlockTiles = 4;          // at least, where they do not
 constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there
@@ -43,7 +44,8 @@ struct Product {
 
 /// What one register tile needs.
 struct TileWork {
-  const float* a;  // packed pixels
+  const float* a;  // pixels, a_row floats apart; each next step of their channels lies a_step further on
+  int64_t a_row, a_step;
   const float* b;  // packed weights
   int64_t depth;
   float* const* y;  // the tile's rows
@@ -56,6 +58,26 @@ struct TileWork {
 };
 
 using Tile = void (*)(const TileWork& work);
+
+/// sum[i] += a row's `Channels` values times as many rows of weights. Rows lie `row` floats apart; three share a base,
+/// so that a few registers address them all.
+template <int Channels, int Rows, int Vecs>
+MEDMPI_INLINE void multiply(Vec (&sum)[Rows][Vecs], const float* const (&base)[(Rows + 2) / 3], int64_t row, int64_t at,
+                            const float* b) {
+#pragma GCC unroll 4
+  for (int c = 0; c < Channels; ++c, b += Vecs * kLanes) {
+    asm volatile("" ::: "memory");  // no load is moved up: it would take a register from the sums
+    Vec w[Vecs];
+#pragma GCC unroll 2
+    for (int v = 0; v < Vecs; ++v) w[v] = load(b + v * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const Vec pixel = broadcast((base[i / 3] + i % 3 * row)[at + c]);
+#pragma GCC unroll 2
+      for (int v = 0; v < Vecs; ++v) sum[i][v] += pixel * w[v];
+    }
+  }
+}
 
 template <int Rows, int Vecs>
 __attribute__((noinline)) void tile(const TileWork& t) {
@@ -71,27 +93,23 @@ __attribute__((noinline)) void tile(const TileWork& t) {
     }
   const float *a = t.a, *b = t.b;
   int64_t row = 0;
-  for (int64_t c = 0; c < t.depth; c += kStep, a += kTileStep) {
+  for (int64_t c = 0; c < t.depth; c += kStep, a += t.a_step) {
 #pragma GCC unroll 1
     for (int64_t stop = smaller(row + t.y_ahead, Rows); row < stop; ++row) {
       __builtin_prefetch(t.y[row] + t.column, 1);
       __builtin_prefetch(t.y[row] + t.column + t.columns - 1, 1);
     }
     for (int64_t i = 0; i < t.next_count; ++i) __builtin_prefetch(t.next[i] + c, 0, 2);
-    const float* in = a;
-    const float* const stop = a + smaller(kStep, t.depth - c);
-    do {
-      Vec w[Vecs];
-#pragma GCC unroll 2
-      for (int v = 0; v < Vecs; ++v) w[v] = load(b + v * kLanes);
-#pragma GCC unroll 16
-      for (int i = 0; i < Rows; ++i) {
-        const Vec pixel = broadcast(in[i * kStep]);
-#pragma GCC unroll 2
-        for (int v = 0; v < Vecs; ++v) sum[i][v] += pixel * w[v];
-      }
-      b += Vecs * kLanes;
-    } while (++in != stop);
+    const float* base[(Rows + 2) / 3];
+#pragma GCC unroll 5
+    for (int i = 0; i < (Rows + 2) / 3; ++i) {
+      base[i] = a + 3 * i * t.a_row;
+      asm("" : "+r"(base[i]));
+    }
+    const int64_t count = smaller(kStep, t.depth - c);
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4, b += 4 * Vecs * kLanes) multiply<4>(sum, base, t.a_row, j, b);
+    for (; j < count; ++j, b += Vecs * kLanes) multiply<1>(sum, base, t.a_row, j, b);
   }
   if (t.relu)
 #pragma GCC unroll 16
@@ -140,6 +158,7 @@ struct Plan {
   int64_t panels, depths;        // of output channels, of input channels
   int64_t tiles, blocks, parts;  // of pixels; of tiles; of panels
   int64_t tile_size;             // floats of a packed tile
+  bool packed;                   // else pixels are read where they lie
   int64_t tiles_of(int64_t block) const { return tiles * block / blocks; }
 };
 
@@ -148,12 +167,13 @@ Plan make_plan(const Product& p) {
   const int64_t threads = p.pixels * p.c * p.k > (1 << 18) ? omp_get_max_threads() : 1;
   const int64_t tile_size = ceil_div(p.c, kStep) * kTileStep;
   int64_t block = ceil_div(kFewProducts, kTileRows * p.c * panels * kPanel);
-  if (panels * kPanel * p.c * 4 > kFewWeights) block = larger(kBlockTiles, kBlockBytes / 4 / tile_size);
+  const bool few = panels * kPanel * p.c * 4 <= kFewWeights;
+  if (!few) block = larger(kBlockTiles, kBlockBytes / 4 / tile_size);
   block = larger(1, smaller(block, tiles / threads));
   int64_t blocks = ceil_div(tiles, block);
   if (block > 1) blocks = ceil_div(blocks, threads) * threads;
   const int64_t parts = smaller(panels, ceil_div(threads, blocks));
-  return {panels, ceil_div(p.c, kDepth), tiles, blocks, parts, tile_size};
+  return {panels, ceil_div(p.c, kDepth), tiles, blocks, parts, tile_size, p.in.line || !few || p.c % kCollision == 0};
 }
 
 /// Sets the pixels [first, last) of a row of y to the bias.
@@ -213,8 +233,9 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
   const float** const rows = const_cast<const float**>(y + count);
   p.out.find(first, count, p.y, y);
   p.in.find(first, count, p.x, rows);
+  const float* const x = rows[0];
   if (q0 == 0 && p.out.line) fill_gaps(p, first, count);
-  for (int64_t t = t0; t < t1; ++t)
+  for (int64_t t = t0; t < t1 && plan.packed; ++t)
     pack_pixels(rows + pixel(t) - first, pixel(t + 1) - pixel(t), p.c, packed + (t - t0) * plan.tile_size);
   const int64_t ahead = pixel(plan.tiles_of(next_block)), ahead_count = pixel(plan.tiles_of(next_block + 1)) - ahead;
   if (next_block < plan.blocks) p.in.find(ahead, ahead_count, p.x, rows);
@@ -222,6 +243,7 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
   for (int64_t d = 0; d < plan.depths; ++d) {
     const int64_t s0 = steps * d / plan.depths, s1 = steps * (d + 1) / plan.depths;
     TileWork work{};
+    work.a_row = plan.packed ? kStep : p.in.pixel, work.a_step = plan.packed ? kTileStep : kStep;
     work.depth = smaller(p.c, s1 * kStep) - s0 * kStep;
     work.relu = p.relu && d + 1 == plan.depths;
     work.y_ahead = d || s1 == 1 ? 0 : ceil_div(kTileRows, s1);
@@ -234,7 +256,8 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
       work.start = d ? nullptr : start;
       work.b = weight + work.column * p.c + s0 * kStep * width;
       for (int64_t t = t0; t < t1; ++t, ++op) {
-        work.a = packed + (t - t0) * plan.tile_size + s0 * kTileStep;
+        work.a = plan.packed ? packed + (t - t0) * plan.tile_size : x + (pixel(t) - first) * p.in.pixel;
+        work.a += s0 * work.a_step;
         work.y = y + pixel(t) - first;
         if (next_block < plan.blocks) {
           const int64_t begin = ahead_count * op / ops;
