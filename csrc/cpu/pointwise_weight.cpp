@@ -1,10 +1,11 @@
 // Gradient of a 1x1 convolution for its weight: the product of the transposed (pixels, c) and the (pixels, k) matrix.
-// The pixels are cut into blocks; a block of one side is packed as tiles of kTileRows channels and of the other as
-// panels of kPanel channels, the narrower side of the two where the output is a few channels. A register tile sums a
-// whole block, while the next block is asked for from memory, a line for each pixel it passes. Sums stay short, and
-// their order depends on the shape alone: threads share out chunks of blocks, each with a gradient of its own, where
-// that is small; else panels. Scratch slots: 10 (packed tiles), 11 (packed panels), 13 (rows) of each thread, 12
-// (gradients of the chunks) of the calling thread.
+// One side is cut into tiles of kTileRows channels, the other into panels of kPanel; where the output is a few channels
+// they change places. The pixels are cut into blocks: a register tile sums a whole block, and asks meanwhile for the
+// next one from memory, a line for each pixel it passes. Tiles and panels are read where they lie while that is good
+// for the caches, else packed first: the shorter side of a block whole, the other a unit at a time. Sums stay short,
+// and their order depends on the shape alone: threads share out chunks of blocks, each with a gradient of its own,
+// where that is small; else the longer side. Scratch slots: 10 (a packed unit), 11 (the packed shorter side), 13
+// (lists) of each thread, 12 (gradients of the chunks) of the calling thread.
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/pixels.h"
 #include "cpu/threads.h"
@@ -15,9 +16,11 @@ namespace medmpi::MEDMPI_ISA {
 namespace {
 
 constexpr int64_t kBlockPixels = 192;        // a packed panel and a packed tile of so many pixels share 36 KB
-constexpr int64_t kLargeGradient = 1 << 19;  // floats; it takes much of the second-level cache: visit it half as often
+constexpr int64_t kLargeGradient = 1 << 19;  // floats; beyond the second-level cache: visit it half as often
 constexpr int64_t kChunkFloats = 5 << 16;    // all chunks' gradients together
 constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
+// A side is read where it lies if that is not repeated often, and in a row of few cache lines that do not collide.
+constexpr int64_t kFewUnits = 8, kFar = 1024, kNear = 128;
 constexpr int64_t kLine = 16;  // floats of a cache line
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -30,15 +33,23 @@ struct Ahead {
   int64_t begin, end;
 };
 
-using Tile = void (*)(int64_t pixels, const float* a, const float* b, const Ahead& ahead, const TileOut& out);
+/// A factor of a tile: from one pixel to the next.
+struct Factor {
+  const float* data;
+  int64_t step;
+};
+
+using Tile = void (*)(int64_t pixels, const Factor& a, const Factor& b, const Ahead& ahead, const TileOut& out);
 
 template <int Rows, int Vecs>
-__attribute__((noinline)) void tile(int64_t pixels, const float* a, const float* b, const Ahead& ahead,
+__attribute__((noinline)) void tile(int64_t pixels, const Factor& x, const Factor& dy, const Ahead& ahead,
                                     const TileOut& out) {
+  const float *a = x.data, *b = dy.data;
+  const int64_t a_step = x.step, b_step = dy.step;
   for (int i = 0; i < Rows; ++i)  // needed only at the end: time enough to fetch it
     for (int64_t j = 0; j < out.cols; j += kLine) __builtin_prefetch(out.data + i * out.row + j, 1);
   Vec acc[Rows][Vecs] = {};
-  for (int64_t p = 0; p < pixels; ++p, a += kPitch, b += Vecs * kLanes) {
+  for (int64_t p = 0; p < pixels; ++p, a += a_step, b += b_step) {
     for (int64_t c = ahead.begin; c < ahead.end; c += kLine) __builtin_prefetch(ahead.rows[p] + c, 0, 2);
     tile_multiply(acc, 1, a, 0, b, 0);
   }
@@ -79,6 +90,7 @@ struct Plan {
 struct Packed {
   float *outer, *inner;
   const float **rows, **outer_next, **inner_next;
+  Factor* factors;  // of the inner side
 };
 
 Plan make_plan(Side tiles, Side panels, int64_t pixels) {
@@ -93,47 +105,60 @@ Packed buffers(const Plan& p) {
   const auto floats = [](int slot, int64_t count) {
     return static_cast<float*>(scratch(slot, sizeof(float) * static_cast<size_t>(count)));
   };
-  const auto rows = static_cast<const float**>(scratch(13, sizeof(float*) * static_cast<size_t>(3 * p.most)));
-  return {floats(10, p.most * kPanel), floats(11, p.inner().units * p.most * kPanel), rows, rows + p.most,
-          rows + 2 * p.most};
+  const int64_t units = p.inner().units;
+  void* const lists =
+      scratch(13, sizeof(float*) * static_cast<size_t>(3 * p.most) + sizeof(Factor) * static_cast<size_t>(units));
+  Factor* const factors = static_cast<Factor*>(lists);
+  const float** const rows = reinterpret_cast<const float**>(factors + units);
+  return {floats(10, p.most * kPanel),
+          floats(11, units * p.most * kPanel),
+          rows,
+          rows + p.most,
+          rows + 2 * p.most,
+          factors};
 }
 
-/// Tile t of the pixels at `rows`; what the tile does not fill is never read.
-void pack_tile(const Plan& p, int64_t t, const float* const* rows, int64_t count, float* to) {
-  const int64_t first = p.tile(t), left = smaller(kPitch, p.tiles.channels - first);
-  if (left < kPitch) {
-    for (int64_t i = 0; i < count; ++i) pack_rows(rows[i] + first, 0, left, 1, to + i * kPitch, 0, kPitch);
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i, to += kPitch)
+/// Tile t of the pixels at `rows`, packed; what the tile does not fill is never read.
+Factor pack_tile(const Plan& p, int64_t t, const float* const* rows, int64_t count, float* to) {
+  const int64_t first = p.tile(t), left = p.tiles.channels - first;
+  for (int64_t i = 0; i < count; ++i) {
+    if (left >= kPitch)
 #pragma GCC unroll 4
-    for (int64_t v = 0; v < kPitch; v += kLanes) store(to + v, load(rows[i] + first + v));
+      for (int64_t v = 0; v < kPitch; v += kLanes) store(to + i * kPitch + v, load(rows[i] + first + v));
+    else
+      pack_rows(rows[i] + first, 0, left, 1, to + i * kPitch, 0, kPitch);
+  }
+  return {to, kPitch};
 }
 
-void pack_panel(const Plan& p, int64_t q, const float* const* rows, int64_t count, float* to) {
-  const int64_t first = q * kPanel, left = smaller(kPanel, p.panels.channels - first);
-  if (left < kPanel) {
-    const int64_t width = left > kLanes ? kPanel : kLanes;
-    for (int64_t i = 0; i < count; ++i) pack_rows(rows[i] + first, 0, left, 1, to + i * width, 0, width);
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i, to += kPanel) {
-    store(to, load(rows[i] + first));
-    store(to + kLanes, load(rows[i] + first + kLanes));
-  }
+Factor pack_panel(const Plan& p, int64_t q, const float* const* rows, int64_t count, float* to) {
+  const int64_t first = q * kPanel, columns = smaller(kPanel, p.panels.channels - first);
+  const int64_t width = columns > kLanes ? kPanel : kLanes;
+  for (int64_t i = 0; i < count; ++i) pack_rows(rows[i] + first, 0, columns, 1, to + i * width, 0, width);
+  return {to, width};
+}
+
+/// Unit i of a side: where it lies, if it may be read there, or packed.
+Factor take(const Plan& p, const Side& side, int64_t i, bool in_place, const float* const* rows, int64_t count,
+            float* to) {
+  const bool tile = &side == &p.tiles;
+  const int64_t first = tile ? p.tile(i) : i * kPanel;
+  // vectors must not reach beyond the last pixel
+  if (in_place && side.pixels.line == 0 && (tile || first + kPanel <= side.channels))
+    return {rows[0] + first, side.channels};
+  return tile ? pack_tile(p, i, rows, count, to) : pack_panel(p, i, rows, count, to);
 }
 
 /// Adds one block's product, for the units [begin, end) of the outer side, to `sums`, rows of `row` floats. The inner
-/// side is packed whole, the outer one a unit at a time: it stays in the first-level cache.
+/// side is the shorter one; a unit of the outer one meets all of it.
 void add_block(const Plan& p, int64_t block, int64_t begin, int64_t end, const Packed& packed, float* sums,
                int64_t row) {
   const int64_t first = p.pixel(block), count = p.pixel(block + 1) - first;
   const Side &outer = p.outer(), &inner = p.inner();
-  const auto pack_outer = p.tiles_outside ? pack_tile : pack_panel;
-  const auto pack_inner = p.tiles_outside ? pack_panel : pack_tile;
-  const int64_t pitch = count * (p.tiles_outside ? kPanel : kPitch);
   inner.pixels.find(first, count, inner.data, packed.rows);
-  for (int64_t i = 0; i < inner.units; ++i) pack_inner(p, i, packed.rows, count, packed.inner + i * pitch);
+  const int64_t pitch = count * (p.tiles_outside ? kPanel : kPitch);
+  for (int64_t i = 0; i < inner.units; ++i)
+    packed.factors[i] = take(p, inner, i, inner.channels <= kNear, packed.rows, count, packed.inner + i * pitch);
 
   // the first products ask for the next block's inner side, the others for the outer one
   const bool last = block + 1 == p.blocks;
@@ -145,8 +170,9 @@ void add_block(const Plan& p, int64_t block, int64_t begin, int64_t end, const P
   inner.pixels.find(next, count, inner.data, packed.inner_next);
   outer.pixels.find(next, count, outer.data, packed.outer_next);
   outer.pixels.find(first, count, outer.data, packed.rows);
+  const bool in_place = inner.units <= kFewUnits && outer.channels <= kFar;
   for (int64_t o = begin, j = 0; o < end; ++o) {
-    pack_outer(p, o, packed.rows, count, packed.outer);
+    const Factor outside = take(p, outer, o, in_place, packed.rows, count, packed.outer);
     for (int64_t i = 0; i < inner.units; ++i, ++j) {
       Ahead ahead{packed.inner_next, 0, 0};
       if (!last && j < early)
@@ -156,7 +182,7 @@ void add_block(const Plan& p, int64_t block, int64_t begin, int64_t end, const P
                  share + outer_lines * (j - early + 1) / late * kLine};
       const int64_t t = p.tiles_outside ? o : i, q = p.tiles_outside ? i : o;
       const int64_t columns = smaller(kPanel, p.panels.channels - q * kPanel);
-      const float *const inside = packed.inner + i * pitch, *const outside = packed.outer;
+      const Factor& inside = packed.factors[i];
       const TileOut out{sums + p.tile(t) * row + q * kPanel, row, columns, true, nullptr};
       (columns > kLanes ? tile_of<2> : tile_of<1>)(p.tile(t + 1) - p.tile(t))(
           count, p.tiles_outside ? outside : inside, p.tiles_outside ? inside : outside, ahead, out);
