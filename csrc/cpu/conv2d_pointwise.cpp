@@ -24,8 +24,8 @@ constexpr int64_t kFewProducts = 1 << 14;   // of a block: less is not worth its
 constexpr int64_t kFewWeights = 256 << 10;  // bytes of weights that stay in the second-level cache
 constexpr int64_t kCollision = 512;         // floats: rows so far apart meet in few sets of the first-level cache
 constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in runs
-constexpr int64_t kBlockTiles = 4;          // at least, where they do not
-constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there
+constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there beside more weights
+constexpr int64_t kBlockTiles = 4;          // at least, however large
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

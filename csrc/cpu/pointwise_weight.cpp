@@ -19,8 +19,9 @@ constexpr int64_t kBlockPixels = 192;        // a packed panel and a packed tile
 constexpr int64_t kLargeGradient = 1 << 19;  // floats; beyond the second-level cache: visit it half as often
 constexpr int64_t kChunkFloats = 5 << 16;    // all chunks' gradients together
 constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
-// A side is read where it lies if that is not repeated often, and in a row of few cache lines that do not collide.
-constexpr int64_t kFewUnits = 8, kFar = 1024, kNear = 128;
+// A side is read where it lies if its pixels are so near, in floats, that they do not meet in few sets of a cache; the
+// outer one also if it is not read too often for that.
+constexpr int64_t kNear = 256, kFar = 1024, kRepeats = 8;
 constexpr int64_t kLine = 16;  // floats of a cache line
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -170,7 +171,7 @@ void add_block(const Plan& p, int64_t block, int64_t begin, int64_t end, const P
   inner.pixels.find(next, count, inner.data, packed.inner_next);
   outer.pixels.find(next, count, outer.data, packed.outer_next);
   outer.pixels.find(first, count, outer.data, packed.rows);
-  const bool in_place = inner.units <= kFewUnits && outer.channels <= kFar;
+  const bool in_place = outer.channels <= kFar && inner.units * outer.channels <= kRepeats * kFar;
   for (int64_t o = begin, j = 0; o < end; ++o) {
     const Factor outside = take(p, outer, o, in_place, packed.rows, count, packed.outer);
     for (int64_t i = 0; i < inner.units; ++i, ++j) {
