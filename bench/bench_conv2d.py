@@ -73,6 +73,9 @@ LAYERS = (
     Layer("dw 128@32", "depthwise", 32, 128, 128, 32, 3, 1, 128),
     Layer("dw 64@16", "depthwise", 32, 64, 64, 16, 3, 1, 64),
     Layer("dw 512@14", "depthwise", 8, 512, 512, 14, 3, 1, 512),
+    Layer("dw 64@112 s2", "depthwise s2", 8, 64, 64, 112, 3, 2, 64),
+    Layer("dw 128@56 s2", "depthwise s2", 8, 128, 128, 56, 3, 2, 128),
+    Layer("dw 512@14 s2", "depthwise s2", 8, 512, 512, 14, 3, 2, 512),
 )
 
 

@@ -5,7 +5,8 @@
 // Scratch slot: 14 (gradients of the parts of the batch) of the calling thread.
 #include "cpu/depthwise.h"
 
-#include "cpu/simd.h"
+#include "cpu/depthwise_rows.h"
+#include "cpu/depthwise_stride2.h"
 #include "ops/scratch.h"
 
 namespace medmpi::MEDMPI_ISA {
@@ -13,51 +14,12 @@ namespace {
 
 constexpr int64_t kPartRows = 16;  // output rows of one part of a weight gradient
 constexpr int64_t kSumBlock = 64;  // values of the gradient added up at a time
-const float kZero[kLanes] = {};
 
-/// Loads and stores of one vector of channels; the last one of a pixel may be short.
+/// Columns [j0, j1) of output rows i and i + 1 of one image, one vector of channels. `tap[3 r + s]` are the filter's
+/// vectors.
 template <bool Full>
-struct Channels {
-  int64_t count;
-  MEDMPI_INLINE Vec get(const float* p) const {
-    if constexpr (Full) return load(p);
-    return load_part(p, count);
-  }
-  MEDMPI_INLINE void put(float* p, Vec v) const {
-    if constexpr (Full)
-      store(p, v);
-    else
-      store_part(p, v, count);
-  }
-};
-
-/// Calls body(c, channels) for each vector of channels.
-template <typename Body>
-MEDMPI_INLINE void for_channels(int64_t c, const Body& body) {
-  int64_t i = 0;
-  for (; i + kLanes <= c; i += kLanes) body(i, Channels<true>{kLanes});
-  if (i < c) body(i, Channels<false>{c - i});
-}
-
-/// A row of one image at a channel, or zeros.
-struct Row {
-  const float* data;
-  int64_t step;
-};
-MEDMPI_INLINE Row row_at(const float* image, int64_t row, int64_t rows, int64_t width, int64_t c, int64_t channel) {
-  if (row < 0 || row >= rows) return {kZero, 0};
-  return {image + row * width * c + channel, c};
-}
-
-/// Sizes of a 3x3 walk with stride 1: (h, w) in, (oh, ow) out.
-struct Walk {
-  int64_t h, w, c, oh, ow, top, left;
-};
-
-/// Output rows i and i + 1 of one image and one vector of channels. `tap[3 r + s]` are the filter's vectors.
-template <bool Full>
-MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, int64_t i, const float* image,
-                             const Vec (&tap)[9], Vec bias, bool relu, float* y) {
+MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, int64_t i, int64_t j0, int64_t j1,
+                             const float* image, const Vec (&tap)[9], Vec bias, bool relu, float* y) {
   const Row row[4] = {row_at(image, i - k.top, k.h, k.w, k.c, c), row_at(image, i - k.top + 1, k.h, k.w, k.c, c),
                       row_at(image, i - k.top + 2, k.h, k.w, k.c, c), row_at(image, i - k.top + 3, k.h, k.w, k.c, c)};
   float* const out = y + i * k.ow * k.c + c;
@@ -90,25 +52,26 @@ MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, 
     channels.put(out + j * k.c, y0);
     if (both) channels.put(out + (j + k.ow) * k.c, y1);
   };
-  int64_t j = -2;
-  for (; j < 0 || (j < k.ow && j + 2 < k.left); ++j) step(j, j + 2 >= k.left && j + 2 - k.left < k.w, j >= 0);
-  for (; j < k.ow && j + 2 - k.left < k.w; ++j) step(j, true, true);  // hardly any column is elsewhere
-  for (; j < k.ow; ++j) step(j, false, true);
+  int64_t j = j0 - 2;
+  for (; j < j0 || (j < j1 && j + 2 < k.left); ++j) step(j, j + 2 >= k.left && j + 2 - k.left < k.w, j >= j0);
+  for (; j < j1 && j + 2 - k.left < k.w; ++j) step(j, true, true);  // hardly any column is elsewhere
+  for (; j < j1; ++j) step(j, false, true);
 }
 
 /// y = the 3x3 walk over x; `turned`: with the filter rotated by half a turn.
 void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const float* bias, bool relu,
           float* y) {
-  const int64_t pairs = (k.oh + 1) / 2;
+  const int64_t pairs = (k.oh + 1) / 2, block = block_columns(k.c), blocks = (k.ow + block - 1) / block;
 #pragma omp parallel for schedule(static)
-  for (int64_t item = 0; item < images * pairs; ++item) {
-    const int64_t n = item / pairs, i = item % pairs * 2;
+  for (int64_t item = 0; item < images * pairs * blocks; ++item) {
+    const int64_t pair = item / blocks, n = pair / pairs, i = pair % pairs * 2;
+    const int64_t j0 = item % blocks * block, j1 = j0 + block < k.ow ? j0 + block : k.ow;
     for_channels(k.c, [&](int64_t c, auto channels) {
       Vec tap[9];
 #pragma GCC unroll 9
       for (int t = 0; t < 9; ++t) tap[t] = channels.get(weight + (turned ? 8 - t : t) * k.c + c);
       const Vec start = bias ? channels.get(bias + c) : Vec{};
-      walk_rows(k, channels, c, i, x + n * k.h * k.w * k.c, tap, start, relu, y + n * k.oh * k.ow * k.c);
+      walk_rows(k, channels, c, i, j0, j1, x + n * k.h * k.w * k.c, tap, start, relu, y + n * k.oh * k.ow * k.c);
     });
   }
 }
@@ -190,6 +153,7 @@ void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight
   const int64_t oh = g.out_h(), ow = g.out_w();
   if (is_plain_3x3(g))
     return walk({g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left}, g.n, x, weight, false, bias, relu, y);
+  if (is_depthwise_stride2(g)) return depthwise_stride2_forward(g, x, weight, bias, relu, y);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * oh; ++line) {
     const int64_t n = line / oh, top = line % oh * g.stride_h - g.pad_top;
@@ -217,6 +181,7 @@ void depthwise_backward_data(const Conv2dShape& g, const float* dy, const float*
   const int64_t oh = g.out_h(), ow = g.out_w();
   if (is_plain_3x3(g))
     return walk({oh, ow, g.c, g.h, g.w, 2 - g.pad_top, 2 - g.pad_left}, g.n, dy, weight, true, bias, false, dx);
+  if (is_depthwise_stride2(g)) return depthwise_stride2_backward_data(g, dy, weight, bias, dx);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * g.h; ++line) {
     const int64_t n = line / g.h, h = line % g.h;
@@ -255,6 +220,8 @@ void depthwise_backward_weight(const Conv2dShape& g, const float* dy, const floa
       std::memset(mine, 0, sizeof(float) * static_cast<size_t>(size));
       if (is_plain_3x3(g))
         walk_weight(k, i0, i1, image, grad, mine);
+      else if (is_depthwise_stride2(g))
+        depthwise_stride2_weight_rows(k, i0, i1, is_far(g), image, grad, mine);
       else
         rows_weight(g, i0, i1, image, grad, mine);
     }

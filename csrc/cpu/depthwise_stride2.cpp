@@ -1,0 +1,194 @@
+// Depthwise 3x3 convolution of stride 2: walks along rows, each value loaded once for all outputs of the row. Columns
+// that lie between two outputs belong to both: their part of the next output is carried over. The gradient for the
+// input makes two rows and two columns of dx at each step: of these four one meets four taps, two meet two, one meets
+// one.
+#include "cpu/depthwise_stride2.h"
+
+#include "cpu/simd.h"
+
+namespace medmpi::MEDMPI_ISA {
+namespace {
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+template <typename Load>
+MEDMPI_INLINE void load_taps(const float* weight, int64_t channels, const Load& get, Vec (&tap)[9]) {
+#pragma GCC unroll 9
+  for (int t = 0; t < 9; ++t) tap[t] = get(weight + t * channels);
+}
+
+/// Output columns [begin, end) take all their input columns from inside the image.
+struct Inner {
+  int64_t begin, end;
+};
+Inner inner_columns(const Walk& k) {
+  const int64_t begin = smaller(larger(0, (k.left + 1) / 2), k.ow);
+  return {begin, larger(begin, smaller(k.w - 3 + k.left < 0 ? 0 : (k.w - 3 + k.left) / 2 + 1, k.ow))};
+}
+
+/// Three rows of one vector of channels.
+template <bool Full>
+struct Columns {
+  Row row[3];
+  int64_t width;
+  Channels<Full> channels;
+
+  MEDMPI_INLINE void get(int64_t q, bool inside, Vec (&v)[3]) const {
+#pragma GCC unroll 3
+    for (int r = 0; r < 3; ++r)
+      v[r] = inside || (q >= 0 && q < width) ? channels.get(row[r].data + q * row[r].step) : Vec{};
+  }
+  /// Asks for column q of the two rows that the next row of outputs adds.
+  MEDMPI_INLINE void fetch(int64_t q) const {
+    __builtin_prefetch(row[2].data + (q + width) * row[2].step);
+    __builtin_prefetch(row[2].data + (q + 2 * width) * row[2].step);
+  }
+};
+
+template <bool Full>
+MEDMPI_INLINE Columns<Full> columns_of(const Walk& k, Channels<Full> channels, int64_t c, int64_t i,
+                                       const float* image) {
+  const int64_t top = 2 * i - k.top;
+  return {{row_at(image, top, k.h, k.w, k.c, c), row_at(image, top + 1, k.h, k.w, k.c, c),
+           row_at(image, top + 2, k.h, k.w, k.c, c)},
+          k.w,
+          channels};
+}
+
+}  // namespace
+
+void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
+                               float* y) {
+  const Walk k{g.h, g.w, g.c, g.out_h(), g.out_w(), g.pad_top, g.pad_left};
+  const Inner inner = inner_columns(k);
+  const int64_t block = block_columns(k.c), blocks = (k.ow + block - 1) / block;
+  const bool far = is_far(g);
+#pragma omp parallel for schedule(static)
+  for (int64_t item = 0; item < g.n * k.oh * blocks; ++item) {
+    const int64_t line = item / blocks, n = line / k.oh, i = line % k.oh;
+    const int64_t j0 = item % blocks * block, j1 = smaller(j0 + block, k.ow);
+    for_channels(k.c, [&](int64_t c, auto channels) {
+      Vec tap[9];
+      load_taps(weight + c, k.c, [&](const float* p) { return channels.get(p); }, tap);
+      const Vec start = bias ? channels.get(bias + c) : Vec{};
+      const auto columns = columns_of(k, channels, c, i, x + n * k.h * k.w * k.c);
+      float* out = y + (line * k.ow + j0) * k.c + c;
+      Vec a[3], b[3];
+      columns.get(2 * j0 - k.left, false, a);
+      Vec carry = start + a[0] * tap[0] + a[1] * tap[3] + a[2] * tap[6];
+      const auto step = [&](int64_t j, bool inside) __attribute__((always_inline)) {
+        const int64_t q = 2 * j - k.left;
+        columns.get(q + 1, inside, a);
+        columns.get(q + 2, inside, b);
+        if (inside && far) {
+          columns.fetch(q + 1);
+          columns.fetch(q + 2);
+          __builtin_prefetch(out + k.ow * k.c, 1);
+        }
+        Vec sum =
+            (carry + a[0] * tap[1] + a[1] * tap[4] + a[2] * tap[7]) + (b[0] * tap[2] + b[1] * tap[5] + b[2] * tap[8]);
+        carry = start + b[0] * tap[0] + b[1] * tap[3] + b[2] * tap[6];
+        if (relu) sum = sum < Vec{} ? Vec{} : sum;
+        channels.put(out, sum);
+        out += k.c;
+      };
+      int64_t j = j0;
+      for (; j < smaller(j1, inner.begin); ++j) step(j, false);
+      for (; j < smaller(j1, inner.end); ++j) step(j, true);
+      for (; j < j1; ++j) step(j, false);
+    });
+  }
+}
+
+void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
+                                     float* dx) {
+  const int64_t oh = g.out_h(), ow = g.out_w();
+  // padded rows 2 i and 2 i + 1, padded columns 2 j and 2 j + 1
+  const int64_t i0 = g.pad_top / 2, pairs = (g.h + g.pad_top + 1) / 2 - i0;
+  const int64_t first = g.pad_left / 2, last = (g.w + g.pad_left + 1) / 2;
+  const Inner inner{(g.pad_left + 1) / 2, smaller((g.w + g.pad_left) / 2, ow)};
+  const int64_t block = block_columns(g.c), blocks = (last - first + block - 1) / block;
+  const bool far = is_far(g);
+#pragma omp parallel for schedule(static)
+  for (int64_t item = 0; item < g.n * pairs * blocks; ++item) {
+    const int64_t pair = item / blocks, n = pair / pairs, i = i0 + pair % pairs, h = 2 * i - g.pad_top;
+    const int64_t j0 = first + item % blocks * block, j1 = smaller(j0 + block, last);
+    for_channels(g.c, [&](int64_t c, auto channels) {
+      Vec tap[9];
+      load_taps(weight + c, g.c, [&](const float* p) { return channels.get(p); }, tap);
+      const Vec start = bias ? channels.get(bias + c) : Vec{};
+      const float* const image = dy + n * oh * ow * g.c;
+      const Row row[2] = {row_at(image, i, oh, ow, g.c, c), row_at(image, i - 1, oh, ow, g.c, c)};
+      float* const even = dx + (n * g.h + h) * g.w * g.c + c;
+      float* const odd = even + g.w * g.c;
+      const bool has_even = h >= 0, has_odd = h + 1 < g.h;
+      Vec d{}, e{};
+      const auto step = [&](int64_t j, bool inside) __attribute__((always_inline)) {
+        const int64_t w = 2 * j - g.pad_left;
+        const Vec d1 = d, e1 = e;
+        d = inside || (j >= 0 && j < ow) ? channels.get(row[0].data + j * row[0].step) : Vec{};
+        e = inside || (j >= 0 && j < ow) ? channels.get(row[1].data + j * row[1].step) : Vec{};
+        if (inside && far) {
+          __builtin_prefetch(row[0].data + (j + ow) * row[0].step);
+          __builtin_prefetch(odd + (w + g.w) * g.c, 1);
+          __builtin_prefetch(odd + (w + 1 + g.w) * g.c, 1);
+          __builtin_prefetch(odd + (w + 2 * g.w) * g.c, 1);
+          __builtin_prefetch(odd + (w + 1 + 2 * g.w) * g.c, 1);
+        }
+        const bool left = inside || w >= 0, right = inside || w + 1 < g.w;
+        if (has_even && left) channels.put(even + w * g.c, start + d * tap[0] + d1 * tap[2] + e * tap[6] + e1 * tap[8]);
+        if (has_even && right) channels.put(even + (w + 1) * g.c, start + d * tap[1] + e * tap[7]);
+        if (has_odd && left) channels.put(odd + w * g.c, start + d * tap[3] + d1 * tap[5]);
+        if (has_odd && right) channels.put(odd + (w + 1) * g.c, start + d * tap[4]);
+      };
+      int64_t j = j0;
+      if (j > 0 && j <= ow) {  // the column before the first
+        d = channels.get(row[0].data + (j - 1) * row[0].step);
+        e = channels.get(row[1].data + (j - 1) * row[1].step);
+      }
+      for (; j < smaller(j1, inner.begin); ++j) step(j, false);
+      for (; j < smaller(j1, inner.end); ++j) step(j, true);
+      for (; j < j1; ++j) step(j, false);
+    });
+  }
+}
+
+void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, bool far, const float* image, const float* dy,
+                                   float* sums) {
+  const Inner inner = inner_columns(k);
+  for (int64_t i = i0; i < i1; ++i)
+    for_channels(k.c, [&](int64_t c, auto channels) {
+      const auto columns = columns_of(k, channels, c, i, image);
+      const float* grad = dy + i * k.ow * k.c + c;
+      Vec sum[9] = {}, a[3], b[3], d[3];
+      columns.get(-k.left, false, a);
+      const auto step = [&](int64_t j, bool inside) __attribute__((always_inline)) {
+        const int64_t q = 2 * j - k.left;
+        columns.get(q + 1, inside, b);
+        columns.get(q + 2, inside, d);
+        if (inside && far) {
+          columns.fetch(q + 1);
+          columns.fetch(q + 2);
+          __builtin_prefetch(grad + k.ow * k.c);
+        }
+        const Vec g = channels.get(grad);
+#pragma GCC unroll 3
+        for (int r = 0; r < 3; ++r) {
+          sum[3 * r] += a[r] * g;
+          sum[3 * r + 1] += b[r] * g;
+          sum[3 * r + 2] += d[r] * g;
+          a[r] = d[r];
+        }
+        grad += k.c;
+      };
+      int64_t j = 0;
+      for (; j < inner.begin; ++j) step(j, false);
+      for (; j < inner.end; ++j) step(j, true);
+      for (; j < k.ow; ++j) step(j, false);
+#pragma GCC unroll 9
+      for (int v = 0; v < 9; ++v) channels.put(sums + v * k.c + c, channels.get(sums + v * k.c + c) + sum[v]);
+    });
+}
+
+}  // namespace medmpi::MEDMPI_ISA
