@@ -15,9 +15,9 @@
 namespace medmpi::MEDMPI_ISA {
 namespace {
 
-constexpr int64_t kBlockPixels = 192;        // a packed panel and a packed tile of so many pixels share 36 KB
-constexpr int64_t kLargeGradient = 1 << 19;  // floats; beyond the second-level cache: visit it half as often
-constexpr int64_t kChunkFloats = 5 << 16;    // all chunks' gradients together
+constexpr int64_t kBlockPixels = 192;      // that a register tile sums where the outer side is read where it lies,
+constexpr int64_t kPackedPixels = 384;     // and where it is packed
+constexpr int64_t kChunkFloats = 5 << 16;  // all chunks' gradients together
 constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
 // A side is read where it lies if its pixels are so near, in floats, that they do not meet in few sets of a cache; the
 // outer one also if it is not read too often for that.
@@ -79,6 +79,7 @@ struct Side {
 struct Plan {
   Side tiles, panels;
   bool tiles_outside;            // the loop over tiles is the outer one
+  bool in_place;                 // the outer side is read where it lies
   int64_t pixels, blocks, most;  // most: pixels of the largest block
 
   const Side& outer() const { return tiles_outside ? tiles : panels; }
@@ -95,11 +96,15 @@ struct Packed {
 };
 
 Plan make_plan(Side tiles, Side panels, int64_t pixels) {
-  const int64_t target = tiles.channels * panels.channels > kLargeGradient ? 2 * kBlockPixels : kBlockPixels;
-  const int64_t blocks = larger(1, (pixels + target / 2) / target);
   tiles.units = ceil_div(tiles.channels, kTileRows);
   panels.units = ceil_div(panels.channels, kPanel);
-  return {tiles, panels, tiles.channels > panels.channels, pixels, blocks, ceil_div(pixels, blocks)};
+  const bool tiles_outside = tiles.channels > panels.channels;
+  const Side &outer = tiles_outside ? tiles : panels, &inner = tiles_outside ? panels : tiles;
+  const bool in_place =
+      outer.pixels.line == 0 && outer.channels <= kFar && inner.units * outer.channels <= kRepeats * kFar;
+  const int64_t target = in_place ? kBlockPixels : kPackedPixels;
+  const int64_t blocks = larger(1, (pixels + target / 2) / target);
+  return {tiles, panels, tiles_outside, in_place, pixels, blocks, ceil_div(pixels, blocks)};
 }
 
 Packed buffers(const Plan& p) {
@@ -171,9 +176,8 @@ void add_block(const Plan& p, int64_t block, int64_t begin, int64_t end, const P
   inner.pixels.find(next, count, inner.data, packed.inner_next);
   outer.pixels.find(next, count, outer.data, packed.outer_next);
   outer.pixels.find(first, count, outer.data, packed.rows);
-  const bool in_place = outer.channels <= kFar && inner.units * outer.channels <= kRepeats * kFar;
   for (int64_t o = begin, j = 0; o < end; ++o) {
-    const Factor outside = take(p, outer, o, in_place, packed.rows, count, packed.outer);
+    const Factor outside = take(p, outer, o, p.in_place, packed.rows, count, packed.outer);
     for (int64_t i = 0; i < inner.units; ++i, ++j) {
       Ahead ahead{packed.inner_next, 0, 0};
       if (!last && j < early)
