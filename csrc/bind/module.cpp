@@ -13,6 +13,7 @@ int device_count(const char** reason);
 
 void bind_activation(py::module_& m);
 void bind_batchnorm(py::module_& m);
+void bind_clahe(py::module_& m);
 void bind_collective(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_copy(py::module_& m);
@@ -77,6 +78,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("cuda_devices", &cuda_devices);
   bind_activation(m);
   bind_batchnorm(m);
+  bind_clahe(m);
   bind_collective(m);
   bind_conv2d(m);
   bind_copy(m);

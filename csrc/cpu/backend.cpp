@@ -8,6 +8,7 @@ namespace medmpi::MEDMPI_ISA {
 
 extern const ActivationOps activation;
 extern const BatchNormOps batchnorm;
+extern const ClaheOps clahe;
 extern const CollectiveOps collective;
 extern const Conv2dOps conv2d;
 extern const CopyOps copy;
@@ -27,6 +28,7 @@ extern const Ops ops;
 const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
                  &activation,
                  &batchnorm,
+                 &clahe,
                  &collective,
                  &conv2d,
                  &copy,

@@ -7,6 +7,7 @@
 
 #include "ops/activation.h"
 #include "ops/batchnorm.h"
+#include "ops/clahe.h"
 #include "ops/collective.h"
 #include "ops/conv2d.h"
 #include "ops/copy.h"
@@ -28,6 +29,7 @@ struct Ops {
   const char* name;  // "cpu.avx2", ...
   const ActivationOps* activation;
   const BatchNormOps* batchnorm;
+  const ClaheOps* clahe;
   const CollectiveOps* collective;
   const Conv2dOps* conv2d;
   const CopyOps* copy;

@@ -16,6 +16,7 @@ from .batchnorm import (
     batch_norm_inference,
     batch_norm_statistics,
 )
+from .clahe import clahe
 from .control import (
     backend,
     backends,
@@ -103,6 +104,7 @@ __all__ = [
     "batch_norm_backward_reduce",
     "batch_norm_inference",
     "batch_norm_statistics",
+    "clahe",
     "concat",
     "conv2d",
     "conv2d_backward_bias",
