@@ -15,6 +15,7 @@ void bind_activation(py::module_& m);
 void bind_batchnorm(py::module_& m);
 void bind_clahe(py::module_& m);
 void bind_collective(py::module_& m);
+void bind_color(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_copy(py::module_& m);
 void bind_dropout(py::module_& m);
@@ -80,6 +81,7 @@ PYBIND11_MODULE(_core, m) {
   bind_batchnorm(m);
   bind_clahe(m);
   bind_collective(m);
+  bind_color(m);
   bind_conv2d(m);
   bind_copy(m);
   bind_dropout(m);

@@ -10,6 +10,7 @@ extern const ActivationOps activation;
 extern const BatchNormOps batchnorm;
 extern const ClaheOps clahe;
 extern const CollectiveOps collective;
+extern const ColorOps color;
 extern const Conv2dOps conv2d;
 extern const CopyOps copy;
 extern const DropoutOps dropout;
@@ -30,6 +31,7 @@ const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
                  &batchnorm,
                  &clahe,
                  &collective,
+                 &color,
                  &conv2d,
                  &copy,
                  &dropout,

@@ -9,6 +9,7 @@
 #include "ops/batchnorm.h"
 #include "ops/clahe.h"
 #include "ops/collective.h"
+#include "ops/color.h"
 #include "ops/conv2d.h"
 #include "ops/copy.h"
 #include "ops/dropout.h"
@@ -31,6 +32,7 @@ struct Ops {
   const BatchNormOps* batchnorm;
   const ClaheOps* clahe;
   const CollectiveOps* collective;
+  const ColorOps* color;
   const Conv2dOps* conv2d;
   const CopyOps* copy;
   const DropoutOps* dropout;

@@ -17,6 +17,7 @@ from .batchnorm import (
     batch_norm_statistics,
 )
 from .clahe import clahe
+from .color import hsv_to_rgb, rgb_to_gray, rgb_to_hsv
 from .control import (
     backend,
     backends,
@@ -124,6 +125,7 @@ __all__ = [
     "gaussian_filter1d",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "hsv_to_rgb",
     "linear",
     "linear_backward_bias",
     "linear_backward_data",
@@ -141,6 +143,8 @@ __all__ = [
     "reset_peak_memory",
     "resize",
     "resize_backward",
+    "rgb_to_gray",
+    "rgb_to_hsv",
     "scale_",
     "set_threads",
     "sgd_step",
