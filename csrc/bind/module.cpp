@@ -21,6 +21,7 @@ void bind_copy(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_filter(py::module_& m);
+void bind_histogram(py::module_& m);
 void bind_linear(py::module_& m);
 void bind_loss(py::module_& m);
 void bind_median(py::module_& m);
@@ -87,6 +88,7 @@ PYBIND11_MODULE(_core, m) {
   bind_dropout(m);
   bind_elementwise(m);
   bind_filter(m);
+  bind_histogram(m);
   bind_linear(m);
   bind_loss(m);
   bind_median(m);

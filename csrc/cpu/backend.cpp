@@ -16,6 +16,7 @@ extern const CopyOps copy;
 extern const DropoutOps dropout;
 extern const ElementwiseOps elementwise;
 extern const FilterOps filter;
+extern const HistogramOps histogram;
 extern const LinearOps linear;
 extern const LossOps loss;
 extern const MedianOps median_filter;
@@ -37,6 +38,7 @@ const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
                  &dropout,
                  &elementwise,
                  &filter,
+                 &histogram,
                  &linear,
                  &loss,
                  &median_filter,

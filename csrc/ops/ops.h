@@ -15,6 +15,7 @@
 #include "ops/dropout.h"
 #include "ops/elementwise.h"
 #include "ops/filter.h"
+#include "ops/histogram.h"
 #include "ops/linear.h"
 #include "ops/loss.h"
 #include "ops/median.h"
@@ -38,6 +39,7 @@ struct Ops {
   const DropoutOps* dropout;
   const ElementwiseOps* elementwise;
   const FilterOps* filter;
+  const HistogramOps* histogram;
   const LinearOps* linear;
   const LossOps* loss;
   const MedianOps* median_filter;

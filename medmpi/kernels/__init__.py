@@ -61,6 +61,7 @@ from .elementwise import (
     sum_squares,
 )
 from .filter import gaussian_filter, gaussian_filter1d
+from .histogram import histogram, otsu_threshold
 from .linear import linear, linear_backward_bias, linear_backward_data, linear_backward_weight
 from .loss import (
     dice_loss,
@@ -125,6 +126,7 @@ __all__ = [
     "gaussian_filter1d",
     "global_avg_pool2d",
     "global_avg_pool2d_backward",
+    "histogram",
     "hsv_to_rgb",
     "linear",
     "linear_backward_bias",
@@ -137,6 +139,7 @@ __all__ = [
     "nchw_to_nhwc",
     "nhwc_to_nchw",
     "normalize",
+    "otsu_threshold",
     "pad",
     "relu",
     "relu_backward",
