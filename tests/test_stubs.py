@@ -32,6 +32,7 @@ TYPES = (
     (r"numpy\.dtype(\[Any\])?", "np.dtype[Any]"),
     (r"(?<=\w: )tuple(?=[,)])", "tuple[Any, ...]"),
     (r"^(lines\(.*\)) -> list$", r"\1 -> list[dict[str, Any]]"),
+    (r"\bcache: (?:[\w.]+\.)?WeightCache", "cache: WeightCache | None"),  # a pointer: may be None
     (r"-> list$", "-> list[str]"),
     (r"-> dict$", "-> dict[str, int]"),
     (r"-> tuple$", "-> tuple[Any, ...]"),

@@ -1,6 +1,7 @@
 #include <pybind11/stl.h>
 
 #include "bind/call.h"
+#include "ops/weight_cache.h"
 
 namespace medmpi {
 namespace {
@@ -45,8 +46,29 @@ Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape&
   return Conv2dAlgo::kWinograd;
 }
 
+/// All that the packed weights of a forward pass depend on; the number of images is not part of it.
+WeightCache::Key key_of(const Conv2dShape& g, Conv2dAlgo algo) {
+  return {g.h,
+          g.w,
+          g.c,
+          g.r,
+          g.s,
+          g.k,
+          g.groups,
+          g.stride_h,
+          g.stride_w,
+          g.dilation_h,
+          g.dilation_w,
+          g.pad_top,
+          g.pad_bottom,
+          g.pad_left,
+          g.pad_right,
+          static_cast<int64_t>(algo),
+          reinterpret_cast<intptr_t>(&host_ops())};
+}
+
 void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual,
-             const py::object& out, const Window& window, const std::string& algo, bool relu) {
+             const py::object& out, const Window& window, const std::string& algo, bool relu, WeightCache* cache) {
   Call call("conv2d");
   const auto in = call.in<float, 4>("x", x);
   const auto filter = call.in<float, 4>("weight", weight);
@@ -58,6 +80,7 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto kernel = host_ops().conv2d->forward;
   const auto add = host_ops().elementwise->add;
   call.run(kernel, [&] {
+    const WeightCache::Use use(cache, cache ? key_of(g, how) : WeightCache::Key{});
     kernel(g, how, in.data, filter.data, b.data, relu && !other.data, y.data);
     if (other.data) add(y.size(), y.data, other.data, relu, y.data);
   });
@@ -101,8 +124,13 @@ void sum_channels(const py::object& dy, const py::object& out, int64_t channels)
 }  // namespace
 
 void bind_conv2d(py::module_& m) {
+  py::class_<WeightCache>(m, "WeightCache",
+                          "Keeps one layer's weights between calls of conv2d in the order its kernel wants them.")
+      .def(py::init<>())
+      .def("clear", &WeightCache::clear, py::call_guard<py::gil_scoped_release>())
+      .def("nbytes", &WeightCache::size);
   m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
-        py::arg("window"), py::arg("algo"), py::arg("relu"));
+        py::arg("window"), py::arg("algo"), py::arg("relu"), py::arg("cache"));
   m.def("conv2d_backward_data", &backward_data, py::arg("name"), py::arg("dy"), py::arg("weight"), py::arg("bias"),
         py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
   m.def("conv2d_backward_weight", &backward_weight, py::arg("name"), py::arg("dy"), py::arg("x"), py::arg("out"),

@@ -11,6 +11,7 @@
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
+#include "ops/weight_cache.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
@@ -345,8 +346,9 @@ void run(Plan& plan, const float* x, const float* weight, float* y) {
   }
   const int64_t ph = packed_h(plan, rows);
   make_steps(plan, rows);
-  float* packed = floats(kSlotWeight, plan.groups * plan.packed_weights);
-  pack_weights(plan, weight, packed);
+  bool ready;
+  float* packed = packed_weights(kSlotWeight, plan.groups * plan.packed_weights + 1, ready);
+  if (!ready) pack_weights(plan, weight, packed);
   const int64_t bands = ceil_div(plan.oh, rows), units = plan.groups * ceil_div(plan.n, images) * bands;
   const int64_t wide = ceil_div(plan.k, kWide), parts = smaller(wide, ceil_div(threads, units));
 #pragma omp parallel for schedule(dynamic, 1)

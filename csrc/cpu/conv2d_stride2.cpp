@@ -10,6 +10,7 @@
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
+#include "ops/weight_cache.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
@@ -218,7 +219,7 @@ void run(Problem& p) {
   if (p.tiles == 0) return;
   p.blocks = ceil_div(p.c, kPack);
   const int64_t threads = omp_get_max_threads(), wide = ceil_div(p.k, kWide);
-  const bool keep = kClasses * p.c * p.k * 4 <= kWeightBytes;
+  const bool keep = weights_are_kept() || kClasses * p.c * p.k * 4 <= kWeightBytes;
   p.depth = smaller(kPieceChannels, p.c);
   const int64_t most = kBlockBytes / (kPoints * (p.blocks * kPack + kWide) * 4);
   int64_t capacity = larger(most, keep ? kTilePixels : kLeastTiles);
@@ -234,8 +235,9 @@ void run(Problem& p) {
   p.steps = steps;
   float* all = nullptr;
   if (keep) {
-    all = floats(kSlotWeight, weight_offset(p, wide * kWide));
-    const int64_t pieces = ceil_div(p.c, p.depth);
+    bool ready;
+    all = packed_weights(kSlotWeight, weight_offset(p, wide * kWide), ready);
+    const int64_t pieces = ready ? 0 : ceil_div(p.c, p.depth);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < wide * pieces; ++i) {
       const int64_t k0 = i / pieces * kWide, c0 = i % pieces * p.depth, channels = smaller(p.depth, p.c - c0);
@@ -269,7 +271,7 @@ void conv2d_stride2_forward(const Conv2dShape& g, const float* x, const float* w
   Problem p{};
   p.n = g.n, p.h = g.h, p.w = g.w, p.c = g.c, p.k = g.k, p.oh = g.out_h(), p.ow = g.out_w();
   p.in_top = g.pad_top, p.in_left = g.pad_left;
-  p.x = x, p.weight = arrange(p, weight), p.bias = bias, p.y = y, p.relu = relu;
+  p.x = x, p.weight = weights_ready() ? nullptr : arrange(p, weight), p.bias = bias, p.y = y, p.relu = relu;
   run<Forward>(p);
 }
 

@@ -12,6 +12,7 @@
 #include "cpu/tile.h"
 #include "cpu/winograd.h"
 #include "ops/scratch.h"
+#include "ops/weight_cache.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
@@ -237,7 +238,7 @@ void run(Problem& p) {
   if (p.tiles == 0) return;
   p.blocks = ceil_div(p.c, kPack);
   const int64_t threads = omp_get_max_threads(), wide = ceil_div(p.k, kWide);
-  const bool keep = kPoints * p.c * p.k * 4 <= kWeightBytes;
+  const bool keep = weights_are_kept() || kPoints * p.c * p.k * 4 <= kWeightBytes;
   p.depth = smaller(keep ? 2 * kPieceChannels : kPieceChannels, p.c);
   Cut cut{};
   const int64_t most = kBlockBytes / (kPoints * (p.blocks * kPack + kWide) * 4);
@@ -254,8 +255,9 @@ void run(Problem& p) {
     steps[b] = {b * cut.capacity * kPack, smaller(kPack, p.c - b * kPack), 0, b * kPack, b * kPack};
   p.steps = steps;
   if (keep) {
-    float* all = floats(kSlotWeight, weight_offset(p, wide * kWide));
-    const int64_t pieces = ceil_div(p.c, p.depth);
+    bool ready;
+    float* all = packed_weights(kSlotWeight, weight_offset(p, wide * kWide), ready);
+    const int64_t pieces = ready ? 0 : ceil_div(p.c, p.depth);
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < wide * pieces; ++i) {
       const int64_t k0 = i / pieces * kWide, c0 = i % pieces * p.depth, channels = smaller(p.depth, p.c - c0);

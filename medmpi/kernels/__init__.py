@@ -29,6 +29,7 @@ from .control import (
     use_backend,
 )
 from .conv2d import (
+    WeightCache,
     conv2d,
     conv2d_backward_bias,
     conv2d_backward_data,
@@ -89,6 +90,7 @@ from .warp import warp
 
 __all__ = [
     "MaxPoolIndices",
+    "WeightCache",
     "accumulate",
     "adam_step",
     "adaptive_avg_pool2d",

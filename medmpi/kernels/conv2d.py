@@ -16,6 +16,7 @@ import numpy as np
 from . import _core
 from .arrays import Array, empty, remembered, shape_of
 
+WeightCache = _core.WeightCache
 Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -102,6 +103,7 @@ def conv2d(
     residual: Array | None = None,
     relu: bool = False,
     algo: str = "auto",
+    cache: WeightCache | None = None,
     out: Array | None = None,
 ) -> Array:
     """Cross-correlation of ``x (N, H, W, C)`` with ``weight (R, S, C/groups, K)``, as ``torch.nn.functional.conv2d``.
@@ -109,13 +111,14 @@ def conv2d(
     ``bias (K,)`` and ``residual``, of the result's shape, are added, then, with ``relu``, negative results become 0.
     ``algo``: ``"direct"``, ``"winograd"``
     (3 x 3 filters of stride 1; errors of 1e-5 of the largest result, about half the time) or ``"auto"``, which chooses
-    by the layer's sizes, never by the batch's.
+    by the layer's sizes, never by the batch's. ``cache``, one for each layer, keeps the weights as the kernel wants
+    them for the next call: only for weights that do not change (or call its ``clear()`` when they do).
     Raises TypeError for a wrong dtype or layout, ValueError for sizes that do not fit.
     """
     window = _window("conv2d", stride, padding, dilation, groups)
     if out is None:
         out = empty(_output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window))
-    _core.conv2d(x, weight, bias, residual, out, window, algo, relu)
+    _core.conv2d(x, weight, bias, residual, out, window, algo, relu, cache)
     return out
 
 
@@ -257,7 +260,7 @@ def conv_transpose2d_backward_data(
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
         out = empty(shape)
-    _core.conv2d(dy, weight, None, None, out, window, algo, False)
+    _core.conv2d(dy, weight, None, None, out, window, algo, False, None)
     return out
 
 

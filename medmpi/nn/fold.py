@@ -32,7 +32,7 @@ class FoldedConv2d(Layer):
         self.conv = conv
         self.relu = norm.relu if norm is not None else conv.relu
         self.residual = norm is not None and norm.residual
-        self.algo = "auto"
+        self.algo, self.cache = "auto", K.WeightCache()
         self.weight, self.bias = _folded(conv, norm)
 
     def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
@@ -40,7 +40,14 @@ class FoldedConv2d(Layer):
             raise ValueError(f"{self.name}: a folded graph is for inference, expected Context(train=False)")
         residual = xs[1] if self.residual else None
         y = K.conv2d(
-            xs[0], self.weight, self.bias, residual=residual, relu=self.relu, algo=self.algo, **self.conv.window
+            xs[0],
+            self.weight,
+            self.bias,
+            residual=residual,
+            relu=self.relu,
+            algo=self.algo,
+            cache=self.cache,
+            **self.conv.window,
         )
         return y, None
 
@@ -128,17 +135,18 @@ def tune(graph: Graph, *shapes: Shape) -> dict[str, str]:
     sizes = graph.shapes(*shapes)
     for node in graph.nodes:
         layer = node.layer
-        if isinstance(layer, FoldedConv2d) and layer.conv.fits_winograd():
+        if isinstance(layer, FoldedConv2d) and layer.conv.kernel_size == (3, 3) and layer.conv.groups == 1:
             xs = [K.empty(sizes[v]) for v in node.inputs]
             for x in xs:
                 x.fill(0)
-            seconds = {algo: _seconds(layer, xs, algo) for algo in ("direct", "winograd")}
+            seconds = {algo: _seconds(layer, xs, algo) for algo in ("auto", "direct")}
             layer.algo = chosen[node.name] = min(seconds, key=lambda algo: seconds[algo])
     return chosen
 
 
 def _seconds(layer: FoldedConv2d, xs: Sequence[Array], algo: str) -> float:
     layer.algo = algo
+    layer.cache.clear()
     context = Context(train=False)
     best = float("inf")
     for _ in range(_ROUNDS):

@@ -78,10 +78,6 @@ class Conv2d(_Convolution):
             "stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": groups
         }  # fmt: skip
 
-    def fits_winograd(self) -> bool:
-        """Whether ``algo="winograd"`` computes it."""
-        return self.kernel_size == (3, 3) and self.stride == self.dilation == (1, 1) and self.groups == 1
-
     def parameter_specs(self) -> dict[str, ParameterSpec]:
         r, s = self.kernel_size
         fans = self.in_channels // self.groups * r * s, self.out_channels * r * s
