@@ -20,12 +20,14 @@ namespace medmpi::MEDMPI_ISA {
 namespace {
 
 constexpr int64_t kDepth = 1024;            // channels that a register tile sums at a time
-constexpr int64_t kFewProducts = 1 << 14;   // of a block: less is not worth its beginning
+constexpr int64_t kFewProducts = 1 << 18;   // of a block at least: its beginning costs too
 constexpr int64_t kFewWeights = 256 << 10;  // bytes of weights that stay in the second-level cache
 constexpr int64_t kCollision = 512;         // floats: rows so far apart meet in few sets of the first-level cache
 constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in runs
 constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there beside more weights
 constexpr int64_t kBlockTiles = 4;          // at least, however large
+
+constexpr int64_t kShort = 128;  // floats
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -75,25 +77,34 @@ Plan make_plan(const Product& p) {
           p.in.line || !few || p.c % kCollision == 0};
 }
 
-/// Sets the pixels [first, last) of a row of y to the bias.
-void fill(const Product& p, int64_t image, int64_t row, int64_t first, int64_t last) {
-  float* to = p.y + ((image * p.h + row) * p.w + first) * p.k;
-  if (!p.bias) {
-    if (first < last) std::memset(to, 0, static_cast<size_t>((last - first) * p.k) * sizeof(float));
+/// Sets `count` pixels of y to the bias.
+void fill(const Product& p, float* to, int64_t count) {
+  if (!p.bias && count * p.k < kShort) {
+    int64_t i = 0;
+    for (; i + kLanes <= count * p.k; i += kLanes) store(to + i, Vec{});
+    if (i < count * p.k) store_part(to + i, Vec{}, count * p.k - i);
     return;
   }
-  for (int64_t j = first; j < last; ++j, to += p.k) std::memcpy(to, p.bias, static_cast<size_t>(p.k) * sizeof(float));
+  if (!p.bias) {
+    std::memset(to, 0, static_cast<size_t>(count * p.k) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i, to += p.k) std::memcpy(to, p.bias, static_cast<size_t>(p.k) * sizeof(float));
 }
 
 /// Sets the pixels of y between those that a stride meets: what follows each in its row, and the rows that follow it.
-void fill_gaps(const Product& p, int64_t first, int64_t count) {
+void fill_gaps(const Product& p, int64_t first, int64_t count, float* const* y) {
   const int64_t columns = p.out.columns, rows = p.out.rows;
   const int64_t step_w = p.out.pixel / p.k, step_h = p.out.line / p.k / p.w;
-  for (int64_t m = first; m < first + count; ++m) {
-    const int64_t j = m % columns, i = m / columns % rows, n = m / columns / rows;
-    fill(p, n, i * step_h, j * step_w + 1, j + 1 < columns ? (j + 1) * step_w : p.w);
-    if (j == 0)
-      for (int64_t row = i * step_h + 1; row < (i + 1 < rows ? (i + 1) * step_h : p.h); ++row) fill(p, n, row, 0, p.w);
+  int64_t j = first % columns, i = first / columns % rows;
+  for (int64_t m = 0; m < count; ++m) {
+    const int64_t beside = j + 1 < columns ? step_w - 1 : p.w - 1 - j * step_w;
+    if (beside > 0) fill(p, y[m] + p.k, beside);
+    const int64_t below = i + 1 < rows ? step_h - 1 : p.h - 1 - i * step_h;
+    if (j == 0 && below > 0) fill(p, y[m] + p.w * p.k, below * p.w);
+    if (++j < columns) continue;
+    j = 0;
+    if (++i == rows) i = 0;
   }
 }
 
@@ -117,7 +128,7 @@ void run_narrow(const Product& p, const Weight& weight) {
     const float* rows[kNarrowChunk];
     p.out.find(first, count, p.y, y);
     p.in.find(first, count, p.x, rows);
-    if (p.out.line) fill_gaps(p, first, count);
+    if (p.out.line) fill_gaps(p, first, count, y);
     kernels[p.k - 1](rows, count, p.c, packed, pitch, start, p.relu, y);
   }
 }
@@ -135,7 +146,7 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
   p.out.find(first, count, p.y, y);
   p.in.find(first, count, p.x, rows);
   const float* const x = rows[0];
-  if (q0 == 0 && p.out.line) fill_gaps(p, first, count);
+  if (q0 == 0 && p.out.line) fill_gaps(p, first, count, y);
   for (int64_t t = t0; t < t1 && plan.packed; ++t)
     pack_pixels(rows + (pixel(t) - first), pixel(t + 1) - pixel(t), p.c, packed + (t - t0) * plan.tile_size);
   const int64_t ahead = pixel(plan.tiles_of(next_block)), ahead_count = pixel(plan.tiles_of(next_block + 1)) - ahead;
