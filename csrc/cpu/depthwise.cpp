@@ -15,11 +15,10 @@ namespace {
 constexpr int64_t kPartRows = 16;  // output rows of one part of a weight gradient
 constexpr int64_t kSumBlock = 64;  // values of the gradient added up at a time
 
-/// Columns [j0, j1) of output rows i and i + 1 of one image, one vector of channels. `tap[3 r + s]` are the filter's
-/// vectors.
+/// Output rows i and i + 1 of one image and one vector of channels. `tap[3 r + s]` are the filter's vectors.
 template <bool Full>
-MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, int64_t i, int64_t j0, int64_t j1,
-                             const float* image, const Vec (&tap)[9], Vec bias, bool relu, float* y) {
+MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, int64_t i, const float* image,
+                             const Vec (&tap)[9], Vec bias, bool relu, float* y) {
   const Row row[4] = {row_at(image, i - k.top, k.h, k.w, k.c, c), row_at(image, i - k.top + 1, k.h, k.w, k.c, c),
                       row_at(image, i - k.top + 2, k.h, k.w, k.c, c), row_at(image, i - k.top + 3, k.h, k.w, k.c, c)};
   float* const out = y + i * k.ow * k.c + c;
@@ -52,26 +51,25 @@ MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, 
     channels.put(out + j * k.c, y0);
     if (both) channels.put(out + (j + k.ow) * k.c, y1);
   };
-  int64_t j = j0 - 2;
-  for (; j < j0 || (j < j1 && j + 2 < k.left); ++j) step(j, j + 2 >= k.left && j + 2 - k.left < k.w, j >= j0);
-  for (; j < j1 && j + 2 - k.left < k.w; ++j) step(j, true, true);  // hardly any column is elsewhere
-  for (; j < j1; ++j) step(j, false, true);
+  int64_t j = -2;
+  for (; j < 0 || (j < k.ow && j + 2 < k.left); ++j) step(j, j + 2 >= k.left && j + 2 - k.left < k.w, j >= 0);
+  for (; j < k.ow && j + 2 - k.left < k.w; ++j) step(j, true, true);  // hardly any column is elsewhere
+  for (; j < k.ow; ++j) step(j, false, true);
 }
 
 /// y = the 3x3 walk over x; `turned`: with the filter rotated by half a turn.
 void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const float* bias, bool relu,
           float* y) {
-  const int64_t pairs = (k.oh + 1) / 2, block = block_columns(k.c), blocks = (k.ow + block - 1) / block;
+  const int64_t pairs = (k.oh + 1) / 2;
 #pragma omp parallel for schedule(static)
-  for (int64_t item = 0; item < images * pairs * blocks; ++item) {
-    const int64_t pair = item / blocks, n = pair / pairs, i = pair % pairs * 2;
-    const int64_t j0 = item % blocks * block, j1 = j0 + block < k.ow ? j0 + block : k.ow;
+  for (int64_t item = 0; item < images * pairs; ++item) {
+    const int64_t n = item / pairs, i = item % pairs * 2;
     for_channels(k.c, [&](int64_t c, auto channels) {
       Vec tap[9];
 #pragma GCC unroll 9
       for (int t = 0; t < 9; ++t) tap[t] = channels.get(weight + (turned ? 8 - t : t) * k.c + c);
       const Vec start = bias ? channels.get(bias + c) : Vec{};
-      walk_rows(k, channels, c, i, j0, j1, x + n * k.h * k.w * k.c, tap, start, relu, y + n * k.oh * k.ow * k.c);
+      walk_rows(k, channels, c, i, x + n * k.h * k.w * k.c, tap, start, relu, y + n * k.oh * k.ow * k.c);
     });
   }
 }

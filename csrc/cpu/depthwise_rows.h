@@ -43,8 +43,12 @@ MEDMPI_INLINE Row row_at(const float* image, int64_t row, int64_t rows, int64_t 
 
 }  // namespace
 
-/// Output columns whose channels are all visited before the next ones: what they read lies close together.
-constexpr int64_t block_columns(int64_t channels) { return channels < 512 ? 2048 / channels : 4; }
+/// Asks for `Count` floats in the order they lie, to be read or, with `Write`, written.
+template <int Count, int Write>
+MEDMPI_INLINE void fetch(const float* p) {
+#pragma GCC unroll 8
+  for (int i = 0; i < Count; i += 16) __builtin_prefetch(p + i, Write);
+}
 
 /// Sizes of a walk along rows with a 3x3 filter: (h, w) in, (oh, ow) out.
 struct Walk {

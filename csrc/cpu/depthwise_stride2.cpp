@@ -39,11 +39,6 @@ struct Columns {
     for (int r = 0; r < 3; ++r)
       v[r] = inside || (q >= 0 && q < width) ? channels.get(row[r].data + q * row[r].step) : Vec{};
   }
-  /// Asks for column q of the two rows that the next row of outputs adds.
-  MEDMPI_INLINE void fetch(int64_t q) const {
-    __builtin_prefetch(row[2].data + (q + width) * row[2].step);
-    __builtin_prefetch(row[2].data + (q + 2 * width) * row[2].step);
-  }
 };
 
 template <bool Full>
@@ -62,29 +57,30 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
                                float* y) {
   const Walk k{g.h, g.w, g.c, g.out_h(), g.out_w(), g.pad_top, g.pad_left};
   const Inner inner = inner_columns(k);
-  const int64_t block = block_columns(k.c), blocks = (k.ow + block - 1) / block;
   const bool far = is_far(g);
 #pragma omp parallel for schedule(static)
-  for (int64_t item = 0; item < g.n * k.oh * blocks; ++item) {
-    const int64_t line = item / blocks, n = line / k.oh, i = line % k.oh;
-    const int64_t j0 = item % blocks * block, j1 = smaller(j0 + block, k.ow);
+  for (int64_t line = 0; line < g.n * k.oh; ++line) {
+    const int64_t n = line / k.oh, i = line % k.oh;
+    const float* const image = x + n * k.h * k.w * k.c;
+    // what the next row of outputs adds: two rows, and the row itself
+    const float* const next_rows = image + (2 * i + 3 - k.top) * k.w * k.c;
+    float* const next_y = y + (line + 1) * k.ow * k.c;
     for_channels(k.c, [&](int64_t c, auto channels) {
       Vec tap[9];
       load_taps(weight + c, k.c, [&](const float* p) { return channels.get(p); }, tap);
       const Vec start = bias ? channels.get(bias + c) : Vec{};
-      const auto columns = columns_of(k, channels, c, i, x + n * k.h * k.w * k.c);
-      float* out = y + (line * k.ow + j0) * k.c + c;
+      const auto columns = columns_of(k, channels, c, i, image);
+      float* out = y + line * k.ow * k.c + c;
       Vec a[3], b[3];
-      columns.get(2 * j0 - k.left, false, a);
+      columns.get(-k.left, false, a);
       Vec carry = start + a[0] * tap[0] + a[1] * tap[3] + a[2] * tap[6];
       const auto step = [&](int64_t j, bool inside) __attribute__((always_inline)) {
         const int64_t q = 2 * j - k.left;
         columns.get(q + 1, inside, a);
         columns.get(q + 2, inside, b);
         if (inside && far) {
-          columns.fetch(q + 1);
-          columns.fetch(q + 2);
-          __builtin_prefetch(out + k.ow * k.c, 1);
+          fetch<4 * kLanes, 0>(next_rows + c * 2 * k.w + j * 4 * kLanes);
+          fetch<kLanes, 1>(next_y + c * k.ow + j * kLanes);
         }
         Vec sum =
             (carry + a[0] * tap[1] + a[1] * tap[4] + a[2] * tap[7]) + (b[0] * tap[2] + b[1] * tap[5] + b[2] * tap[8]);
@@ -93,10 +89,10 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
         channels.put(out, sum);
         out += k.c;
       };
-      int64_t j = j0;
-      for (; j < smaller(j1, inner.begin); ++j) step(j, false);
-      for (; j < smaller(j1, inner.end); ++j) step(j, true);
-      for (; j < j1; ++j) step(j, false);
+      int64_t j = 0;
+      for (; j < inner.begin; ++j) step(j, false);
+      for (; j < inner.end; ++j) step(j, true);
+      for (; j < k.ow; ++j) step(j, false);
     });
   }
 }
@@ -106,14 +102,12 @@ void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, cons
   const int64_t oh = g.out_h(), ow = g.out_w();
   // padded rows 2 i and 2 i + 1, padded columns 2 j and 2 j + 1
   const int64_t i0 = g.pad_top / 2, pairs = (g.h + g.pad_top + 1) / 2 - i0;
-  const int64_t first = g.pad_left / 2, last = (g.w + g.pad_left + 1) / 2;
-  const Inner inner{(g.pad_left + 1) / 2, smaller((g.w + g.pad_left) / 2, ow)};
-  const int64_t block = block_columns(g.c), blocks = (last - first + block - 1) / block;
+  const int64_t j0 = g.pad_left / 2, j1 = (g.w + g.pad_left + 1) / 2;
+  const Inner inner{smaller((g.pad_left + 1) / 2, j1), smaller((g.w + g.pad_left) / 2, ow)};
   const bool far = is_far(g);
 #pragma omp parallel for schedule(static)
-  for (int64_t item = 0; item < g.n * pairs * blocks; ++item) {
-    const int64_t pair = item / blocks, n = pair / pairs, i = i0 + pair % pairs, h = 2 * i - g.pad_top;
-    const int64_t j0 = first + item % blocks * block, j1 = smaller(j0 + block, last);
+  for (int64_t item = 0; item < g.n * pairs; ++item) {
+    const int64_t n = item / pairs, i = i0 + item % pairs, h = 2 * i - g.pad_top;
     for_channels(g.c, [&](int64_t c, auto channels) {
       Vec tap[9];
       load_taps(weight + c, g.c, [&](const float* p) { return channels.get(p); }, tap);
@@ -130,11 +124,8 @@ void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, cons
         d = inside || (j >= 0 && j < ow) ? channels.get(row[0].data + j * row[0].step) : Vec{};
         e = inside || (j >= 0 && j < ow) ? channels.get(row[1].data + j * row[1].step) : Vec{};
         if (inside && far) {
-          __builtin_prefetch(row[0].data + (j + ow) * row[0].step);
-          __builtin_prefetch(odd + (w + g.w) * g.c, 1);
-          __builtin_prefetch(odd + (w + 1 + g.w) * g.c, 1);
-          __builtin_prefetch(odd + (w + 2 * g.w) * g.c, 1);
-          __builtin_prefetch(odd + (w + 1 + 2 * g.w) * g.c, 1);
+          fetch<kLanes, 0>(image + (i + 1) * ow * g.c + c * ow + j * kLanes);
+          fetch<4 * kLanes, 1>(odd - c + g.w * g.c + c * 2 * g.w + (j - j0) * 4 * kLanes);
         }
         const bool left = inside || w >= 0, right = inside || w + 1 < g.w;
         if (has_even && left) channels.put(even + w * g.c, start + d * tap[0] + d1 * tap[2] + e * tap[6] + e1 * tap[8]);
@@ -147,8 +138,8 @@ void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, cons
         d = channels.get(row[0].data + (j - 1) * row[0].step);
         e = channels.get(row[1].data + (j - 1) * row[1].step);
       }
-      for (; j < smaller(j1, inner.begin); ++j) step(j, false);
-      for (; j < smaller(j1, inner.end); ++j) step(j, true);
+      for (; j < inner.begin; ++j) step(j, false);
+      for (; j < inner.end; ++j) step(j, true);
       for (; j < j1; ++j) step(j, false);
     });
   }
@@ -168,9 +159,8 @@ void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, bool f
         columns.get(q + 1, inside, b);
         columns.get(q + 2, inside, d);
         if (inside && far) {
-          columns.fetch(q + 1);
-          columns.fetch(q + 2);
-          __builtin_prefetch(grad + k.ow * k.c);
+          fetch<4 * kLanes, 0>(image + (2 * i + 3 - k.top) * k.w * k.c + c * 2 * k.w + j * 4 * kLanes);
+          fetch<kLanes, 0>(dy + (i + 1) * k.ow * k.c + c * k.ow + j * kLanes);
         }
         const Vec g = channels.get(grad);
 #pragma GCC unroll 3
