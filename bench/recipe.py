@@ -46,10 +46,11 @@ def main() -> int:
     for seed in map(int, known.seeds.split(",")):
         words = [*flags, f"--seed={seed}"]
         line: dict[str, Any] = {"family": "recipe", "flags": flags, "seed": seed, "ranks": known.ranks}
-        line["medmpi"] = ours(words, known.ranks)
+        sides = {"medmpi": lambda w=words: ours(w, known.ranks)}
         if not known.no_torch:
-            line["torch"] = theirs(words, threads=known.ranks)
-        for name in {"medmpi", "torch"} & line.keys():
+            sides["torch"] = lambda w=words: theirs(w, threads=known.ranks)
+        for name, train in sides.items():
+            line[name] = train()
             for score in SCORES:
                 found.setdefault(f"{name} {score}", []).append(line[name][score])
             print(f"seed {seed} {name:6} " + " ".join(f"{k} {v:.4f}" for k, v in line[name].items() if k != "losses"))
