@@ -4,13 +4,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 from safetensors.numpy import load_file
 
+from medmpi import models, nn
 from medmpi.train import folder as folders
 from medmpi.train import trainer as trainer_module
 from medmpi.train.log import read_metrics
@@ -65,6 +68,25 @@ def test_checkpoints_hold_torch_names_and_layouts(unbroken):
     assert state["layer2.0.downsample.0.weight"].shape == (8, 4, 1, 1)
     assert state["layer1.0.bn1.running_mean"].shape == (4,)
     assert int(state["bn1.num_batches_tracked"]) == 12
+
+
+def test_torch_loads_a_checkpoint_strictly(unbroken):
+    """The trainer's file in torch's own model gives our results."""
+    torch = pytest.importorskip("torch", reason="torch reads the checkpoint")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "models"))
+    import torch_models
+
+    state = load_file(unbroken / "checkpoints" / "last.safetensors")
+    twin = torch_models.build("resnet18", classes=3, channels=1, stem="small", width=4).eval()
+    twin.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()}, strict=True)
+    graph = models.build("resnet18", classes=3, channels=1, image_size=16, stem="small", width=4)
+    nn.Parameters(graph)
+    nn.checkpoint.load_state_dict(graph, state)
+    x = np.random.default_rng(0).standard_normal((4, 16, 16, 1), dtype=np.float32)
+    (ours,), _ = graph.forward(x, context=nn.Context(train=False))
+    with torch.inference_mode():
+        theirs = twin(torch.from_numpy(x).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("step", [5, 8, 11])
@@ -226,3 +248,19 @@ def test_two_ranks_killed_while_they_train_resume_bit_for_bit(tmp_path, norm):
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in done.stdout
     tiny.assert_same(tiny.state(tmp_path / "a"), tiny.state(tmp_path / "b"))
+
+
+@pytest.mark.timeout(120)
+def test_reproducible_runs_resume_bit_for_bit_on_another_number_of_ranks(tmp_path):
+    """One rank unbroken; and two ranks, stopped in the middle of the second epoch, gone on with by three."""
+    flags = ("--reproducible", "--epochs", 3)
+    assert tiny.launch(1, "--out", tmp_path / "a", *flags).returncode == 0
+    done = tiny.launch(2, "--out", tmp_path / "b", *flags, "--max-steps", 6)
+    assert done.returncode == 0, done.stderr
+    done = tiny.launch(3, "--out", tmp_path / "b", *flags, "--max-steps", 12, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "resumed on 3 ranks after 2: same batches, bit for bit" in done.stderr
+    weights = [load_file(tmp_path / run / "checkpoints" / "last.safetensors") for run in "ab"]
+    tiny.assert_same(*weights)
+    tests = [json.loads((tmp_path / run / "test.json").read_text()) for run in "ab"]
+    assert tests[0] == tests[1]
