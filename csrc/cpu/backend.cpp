@@ -23,6 +23,7 @@ extern const MedianOps median_filter;
 extern const OptimizerOps optimizer;
 extern const PoolOps pool;
 extern const ProbeOps probe;
+extern const RecursiveOps recursive;
 extern const ResizeOps resize;
 extern const WarpOps warp;
 
@@ -45,6 +46,7 @@ const Ops ops = {MEDMPI_NAME(MEDMPI_ISA),
                  &optimizer,
                  &pool,
                  &probe,
+                 &recursive,
                  &resize,
                  &warp};
 

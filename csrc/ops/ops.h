@@ -22,6 +22,7 @@
 #include "ops/optimizer.h"
 #include "ops/pool.h"
 #include "ops/probe.h"
+#include "ops/recursive.h"
 #include "ops/resize.h"
 #include "ops/warp.h"
 
@@ -46,6 +47,7 @@ struct Ops {
   const OptimizerOps* optimizer;
   const PoolOps* pool;
   const ProbeOps* probe;
+  const RecursiveOps* recursive;
   const ResizeOps* resize;
   const WarpOps* warp;
 };

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from . import _core
+from . import _core, recursive
 from .arrays import axes_of, empty
 
 _MODES = ("reflect", "constant", "nearest", "mirror", "wrap", "grid-mirror", "grid-constant", "grid-wrap")
 #: A sigma at or below this leaves its axis as it is, as in scipy.
 _NO_FILTER = 1e-15
+#: The largest sigma of the recursive filter: its gain falls with the third power.
+_WIDEST = 200
 
 
 def gaussian_filter(
@@ -28,6 +30,7 @@ def gaussian_filter(
     *,
     radius: int | Sequence[int] | None = None,
     axes: int | Sequence[int] | None = None,
+    method: str = "fir",
 ) -> NDArray[Any]:
     """Gaussian filter of an array of any number of axes (S0 eq. 2), with the meaning of ``scipy.ndimage``.
 
@@ -41,20 +44,31 @@ def gaussian_filter(
         truncate: the filter ends at this many standard deviations.
         radius: the filter's radius in pixels, instead of ``truncate``.
         axes: the axes to filter; all when None. ``(1, 2)`` filters the images of an NHWC batch.
+        method: "fir", the sampled Gaussian, or "recursive", the third-order filter of I. Young and L. van Vliet (Signal
+            Processing 44, 1995) with the ends of B. Triggs and M. Sdika (IEEE Transactions on Signal Processing 54,
+            2006): its cost does not grow with sigma, which must be 0 or from 1 to 200, and it has order 0 only.
+            ``truncate`` has no meaning for it. Modes other than ``nearest`` and ``constant`` filter 5 sigma more
+            elements at each end.
 
     Returns:
         The filtered array. float64 has the same bits as scipy's result; float32 is computed in float32, within 1e-6
         of the largest input value for order 0 (times the sum of the taps' magnitudes for derivatives).
+        The recursive filter differs from the Gaussian by at most 0.7 % of the input's range for each filtered axis
+        where sigma is 4 to 50 (tested on steps, impulses and noise; 1 % at 2, 3 % at 1). It turns NaN and infinity
+        into NaN along their whole line.
 
     Raises:
         TypeError: complex input. ValueError: lengths of the sequences, an axis, mode or output that does not fit,
-        a negative order or sigma, a sigma that is not finite.
+        a negative order or sigma, a sigma that is not finite, an unknown method, a derivative, a radius or a sigma
+        that is too small or too large with the recursive one.
     """
+    if method not in ("fir", "recursive"):
+        raise ValueError(f"gaussian_filter: method is {method!r}, expected fir or recursive")
     x = np.asarray(input)
     dtype = _output_dtype(output, x)
     chosen = axes_of("gaussian_filter", axes, x.ndim)
-    plan = [
-        (axis, *_taps(float(s), int(o), _radius(float(s), truncate, r)), m)
+    wanted = [
+        (axis, float(s), int(o), m, r)
         for axis, s, o, m, r in zip(
             chosen,
             _each("sigma", sigma, len(chosen)),
@@ -67,8 +81,16 @@ def gaussian_filter(
     ]
     work = np.dtype(np.float32) if dtype in (np.float32, np.float16) else np.dtype(np.float64)
     current = np.ascontiguousarray(x, dtype=work)
+    plan: list[Any]
+    if method == "recursive":
+        plan = [(axis, _recursive_sigma(s, o, r), m) for axis, s, o, m, r in wanted]
+    else:
+        plan = [(axis, *_taps(s, o, _radius(s, truncate, r)), m) for axis, s, o, m, r in wanted]
     while plan:
-        if work == np.float32 and len(plan) > 1 and (fused := _plane(plan[0], plan[1], current, cval)) is not None:
+        if method == "recursive":
+            axis, width, border = plan.pop(0)
+            current = recursive.filter_axis(current, axis, width, border, cval)
+        elif work == np.float32 and len(plan) > 1 and (fused := _plane(plan[0], plan[1], current, cval)) is not None:
             current, plan = fused, plan[2:]
         else:
             current, plan = _axis(plan[0], current, cval), plan[1:]
@@ -167,6 +189,14 @@ def _radius(sigma: float, truncate: float, radius: Any) -> int:
     if int(radius) != radius or radius < 0:
         raise ValueError(f"gaussian_filter: radius has {radius}, expected a non-negative integer")
     return int(radius)
+
+
+def _recursive_sigma(sigma: float, order: int, radius: Any) -> float:
+    if not 1 <= sigma <= _WIDEST:
+        raise ValueError(f"gaussian_filter: sigma has {sigma}, expected 0 or 1 to {_WIDEST} with the recursive method")
+    if order != 0 or radius is not None:
+        raise ValueError("gaussian_filter: the recursive method has no derivatives (order) and no radius")
+    return sigma
 
 
 def _checked(sigma: Any, order: Any, mode: Any) -> float:

@@ -140,6 +140,72 @@ def test_scipys_sequential_modes_and_truncation():
     assert K.gaussian_filter(np.zeros(1), 1, order=3) == 0
 
 
+def images(shape):
+    """An impulse in the middle and one at a corner, a step, noise, and smooth structures with noise."""
+    rng = np.random.default_rng(5)
+    impulse, corner = np.zeros(shape), np.zeros(shape)
+    impulse[tuple(n // 2 for n in shape)] = 1
+    corner[(1,) * len(shape)] = 1
+    step = np.broadcast_to(np.arange(shape[-1]) > shape[-1] // 2, shape).astype(float)
+    noise = rng.random(shape)
+    waves = sum(np.sin(np.arange(n) / 17.0).reshape(-1, *[1] * (len(shape) - 1 - k)) for k, n in enumerate(shape))
+    return [impulse, corner, step, noise, waves + 0.3 * noise]
+
+
+#: Largest error of the recursive filter for each axis, relative to the input's range.
+RECURSIVE_ERROR = {1.0: 3e-2, 2.0: 1e-2, 4.0: 7e-3, 12.0: 7e-3, 50.0: 7e-3}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("sigma", RECURSIVE_ERROR)
+@pytest.mark.parametrize(("shape", "axes"), [((120, 201), None), ((230,), None), ((20, 30, 35), None)])
+def test_recursive_is_close_to_the_gaussian(backend, shape, axes, sigma, mode):
+    for x in images(shape):
+        truth = ndimage.gaussian_filter(x, sigma, mode=mode, cval=0.2, axes=axes, truncate=6)
+        bound = RECURSIVE_ERROR[sigma] * len(shape) * np.ptp(x)
+        result = K.gaussian_filter(x, sigma, mode=mode, cval=0.2, axes=axes, method="recursive")
+        assert np.abs(result - truth).max() <= bound
+        single = K.gaussian_filter(x.astype(np.float32), sigma, mode=mode, cval=0.2, axes=axes, method="recursive")
+        assert single.dtype == np.float32
+        assert np.abs(single - result).max() <= 1e-5 * np.abs(x).max()
+
+
+@pytest.mark.parametrize("sigma", [1.0, 4.0, 50.0, 200.0])
+def test_recursive_ends_are_those_of_a_longer_line(sigma):
+    """Triggs and Sdika: a border that goes on with its last value costs nothing and changes nothing."""
+    x = np.random.default_rng(6).random((3, 90))
+    far = int(12 * sigma)
+    longer = np.pad(x, ((0, 0), (far, far)), mode="edge")
+    expected = K.gaussian_filter(longer, sigma, mode="nearest", axes=1, method="recursive")[:, far:-far]
+    result = K.gaussian_filter(x, sigma, mode="nearest", axes=1, method="recursive")
+    assert np.abs(result - expected).max() <= (1e-7 if sigma <= 50 else 1e-5)
+    flat = K.gaussian_filter(np.full((5, 70), 3.5, np.float32), sigma, method="recursive")
+    assert np.abs(flat - 3.5).max() <= 1e-5
+
+
+def test_recursive_channels_batches_and_threads(with_threads):
+    x = np.random.default_rng(7).random((2, 70, 81, 3), np.float32)
+    results = [with_threads(n, lambda: K.gaussian_filter(x, 6, axes=(1, 2), method="recursive")) for n in (1, 2, 3)]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+    alone = K.gaussian_filter(np.ascontiguousarray(x[1, :, :, 2]), 6, method="recursive")
+    np.testing.assert_allclose(results[0][1, :, :, 2], alone, atol=1e-6)
+
+
+@given(
+    shape=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    sigma=st.floats(1, 20),
+    mode=st.sampled_from(MODES),
+)
+@settings(max_examples=60, deadline=None)
+def test_recursive_of_any_shape_stays_in_range(shape, sigma, mode):
+    x = np.random.default_rng(0).random(shape)
+    result = K.gaussian_filter(x, sigma, mode=mode, cval=0.5, method="recursive")
+    assert result.shape == x.shape
+    assert (result > -0.05).all()
+    assert (result < 1.05).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -152,6 +218,11 @@ def test_scipys_sequential_modes_and_truncation():
         ({"sigma": 1, "axes": (1.5,)}, "must be integers"),
         ({"sigma": 1, "output": np.zeros((3, 3))}, "output has shape"),
         ({"sigma": 1, "radius": 1.5}, "radius has 1.5"),
+        ({"sigma": 1, "method": "iir"}, "method is 'iir'"),
+        ({"sigma": 0.5, "method": "recursive"}, "expected 0 or 1 to 200"),
+        ({"sigma": 201, "method": "recursive"}, "expected 0 or 1 to 200"),
+        ({"sigma": 2, "order": 1, "method": "recursive"}, "has no derivatives"),
+        ({"sigma": 2, "radius": 3, "method": "recursive"}, "no radius"),
     ],
 )
 def test_errors(arguments, message):
