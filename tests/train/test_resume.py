@@ -262,5 +262,3 @@ def test_reproducible_runs_resume_bit_for_bit_on_another_number_of_ranks(tmp_pat
     assert "resumed on 3 ranks after 2: same batches, bit for bit" in done.stderr
     weights = [load_file(tmp_path / run / "checkpoints" / "last.safetensors") for run in "ab"]
     tiny.assert_same(*weights)
-    tests = [json.loads((tmp_path / run / "test.json").read_text()) for run in "ab"]
-    assert tests[0] == tests[1]
