@@ -104,8 +104,18 @@ def choose(rank: int, quiet: bool, stream: TextIO | None = None) -> Progress:
     if rank != 0 or quiet:
         return Silent()
     told = os.environ.get("MEDMPI_TTY")
-    terminal = told == "1" if told in ("0", "1") else stream.isatty()
+    terminal = told == "1" if told in ("0", "1") else stream.isatty() and _launcher_has_terminal()
     return Bar(stream) if terminal else Lines(stream)
+
+
+def _launcher_has_terminal() -> bool:
+    """False under an Open MPI whose output goes to a file or pipe: it gives ranks a terminal of their own all the same."""
+    if "OMPI_COMM_WORLD_RANK" not in os.environ:
+        return True
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return True
 
 
 def clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """The metrics files through starts, kills and resumes, and the report that is made of them."""
 
 import csv
+import io
 import json
 import math
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from medmpi.train import progress
 from medmpi.train.log import COLUMNS, MetricsLog, RankLog, read_metrics
 from medmpi.train.report import Content, write_report
 
@@ -112,3 +114,30 @@ def test_report_stands_alone(tmp_path):
 def test_report_of_a_run_without_test_split_or_rows(tmp_path):
     text = write_report(tmp_path, Content(title="empty", classes=["a", "b"])).read_text()
     assert "<h1>empty</h1>" in text
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "launcher", "kind"),
+    [
+        ({}, "/tmp/log", progress.Bar),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "/tmp/log", progress.Lines),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "pipe:[1]", progress.Lines),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "/dev/pts/3", progress.Bar),
+        ({"OMPI_COMM_WORLD_RANK": "0", "MEDMPI_TTY": "1"}, "/tmp/log", progress.Bar),
+        ({"MEDMPI_TTY": "0"}, "/dev/pts/3", progress.Lines),
+    ],
+)
+def test_the_bar_is_for_terminals(monkeypatch, environment, launcher, kind):
+    """Open MPI's ranks have terminals of their own: what counts is where the launcher writes."""
+    for name in ("OMPI_COMM_WORLD_RANK", "MEDMPI_TTY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(progress.os, "readlink", lambda path: launcher)
+    assert isinstance(progress.choose(0, quiet=False, stream=_Terminal()), kind)
+    assert isinstance(progress.choose(1, quiet=False, stream=_Terminal()), progress.Silent)
