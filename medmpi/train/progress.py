@@ -109,7 +109,7 @@ def choose(rank: int, quiet: bool, stream: TextIO | None = None) -> Progress:
 
 
 def _launcher_has_terminal() -> bool:
-    """False under an Open MPI whose output goes to a file or pipe: it gives ranks a terminal of their own all the same."""
+    """False under an Open MPI that writes to a file or pipe: it gives ranks a terminal of their own all the same."""
     if "OMPI_COMM_WORLD_RANK" not in os.environ:
         return True
     try:
