@@ -7,7 +7,7 @@
 // stride. The order in which a sum is added up is fixed by the shape, so neither units nor threads change a bit.
 #include "cpu/conv2d_direct.h"
 
-#include "cpu/conv2d_tile.h"
+#include "cpu/conv2d_direct_pack.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -19,52 +19,11 @@ namespace {
 // Scratch slots. Of the calling thread: weights, lists. Of each thread: packed input, a narrow group's results.
 constexpr int kSlotWeight = 0, kSlotLists = 1, kSlotInput = 2, kSlotNarrow = 3;
 
-constexpr int64_t kWide = 2 * kLanes;        // output channels of a group
 constexpr int64_t kWeightBytes = 20 << 10;   // of weights that stay in the first-level cache
 constexpr int64_t kInputBytes = 640 << 10;   // of packed input that stay in the second-level cache
 constexpr int64_t kOutputBytes = 768 << 10;  // of a band's outputs, which each group of channels revisits
 constexpr int64_t kManyWeights = 512 << 10;  // bytes from which a unit should be large
 constexpr int64_t kFewPixels = 256, kMorePixels = 768;
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// A filter position: input position = output position * step + (dh, dw).
-struct Tap {
-  int64_t dh, dw, row;  // row: the weight row of its first channel
-};
-
-/// One set of output positions that share their taps.
-struct Pass {
-  int64_t oh, ow, y_offset;
-  int64_t tap_begin, tap_end;
-  int64_t step_begin, step_end;
-  int64_t weight;  // floats before its packed weights
-};
-
-/// A convolution as the loops see it. Channels are those of one group.
-struct Plan {
-  int64_t n, h, w, c, k, groups;
-  int64_t step_h, step_w;
-  int64_t last_w;  // width of the very last row: less than w where pixels were cut into rows
-  int64_t x_image, x_row, x_pixel, y_image, y_row, y_pixel;
-  int64_t fold;  // > 0: a packed pixel holds this many floats from its leftmost tap on, taps differ in rows only
-  Pass* passes;
-  int64_t pass_count;
-  Tap* taps;
-  int64_t tap_count;
-  Step* steps;
-  int64_t oh, ow;  // largest of the passes
-  // the packed input
-  int64_t dh, dw, phases_h, phases_w, packed_w, blocks;
-  // weights
-  bool turned;
-  int64_t ldw, weight_group;
-  int64_t packed_weights;  // floats of one group
-  const float* bias;
-  bool relu;
-};
 
 MEDMPI_INLINE float* floats(int slot, int64_t count) {
   return static_cast<float*>(scratch(slot, static_cast<size_t>(count + 1) * sizeof(float)));
@@ -101,8 +60,8 @@ void settle(Plan& plan) {
   plan.dh = dh0;
   plan.dw = dw0;
   plan.phases_h = smaller(plan.step_h, dh1 - dh0 + 1);
-  plan.phases_w = plan.fold ? 1 : smaller(plan.step_w, dw1 - dw0 + 1);
-  plan.packed_w = plan.ow + (plan.fold ? 0 : (dw1 - dw0) / plan.step_w);
+  plan.phases_w = smaller(plan.step_w, dw1 - dw0 + 1);
+  plan.packed_w = plan.ow + (dw1 - dw0) / plan.step_w;
   plan.blocks = ceil_div(plan.c, kPack);
 }
 
@@ -131,7 +90,7 @@ void make_steps(Plan& plan, int64_t rows) {
         const Tap& tap = plan.taps[t];
         const int64_t eh = tap.dh - plan.dh, ew = tap.dw - plan.dw;
         const int64_t row = eh % plan.step_h * ph + eh / plan.step_h;
-        const int64_t column = plan.fold ? 0 : ew % plan.step_w * plan.packed_w + ew / plan.step_w;
+        const int64_t column = ew % plan.step_w * plan.packed_w + ew / plan.step_w;
         const int64_t channels = smaller(kPack, plan.c - b * kPack);
         plan.steps[count++] = {((b * plan.phases_h * ph + row) * line + column) * kPack, channels, tap.row, b * kPack,
                                before};
@@ -141,108 +100,6 @@ void make_steps(Plan& plan, int64_t rows) {
     weight += (pass.tap_end - pass.tap_begin) * plan.c * ceil_div(plan.k, kLanes) * kLanes;
   }
   plan.packed_weights = weight;
-}
-
-/// Packs the weights of one step for the output channels [k0, k0 + width) into rows of `lanes`.
-void pack_step(const Plan& plan, const Step& step, const float* weight, int64_t k0, int64_t width, int64_t lanes,
-               float* out) {
-  if (!plan.turned) {
-    const float* in = weight + (step.row + step.channel) * plan.ldw + k0;
-    for (int64_t c = 0; c < step.channels; ++c, in += plan.ldw, out += lanes) {
-      if (width == kWide) {
-        store(out, load(in));
-        store(out + kLanes, load(in + kLanes));
-      } else {
-        for (int64_t k = 0; k < lanes; ++k) out[k] = k < width ? in[k] : 0.0f;
-      }
-    }
-    return;
-  }
-  pack_transposed(weight + (step.row + k0) * plan.ldw + step.channel, plan.ldw, width, step.channels, out, lanes,
-                  lanes);
-}
-
-void pack_weights(const Plan& plan, const float* weight, float* packed) {
-  const int64_t wide = ceil_div(plan.k, kWide);
-  for (int64_t i = 0; i < plan.pass_count; ++i) {
-    const Pass& pass = plan.passes[i];
-    const int64_t depth = (pass.tap_end - pass.tap_begin) * plan.c;
-#pragma omp parallel for schedule(static) collapse(2)
-    for (int64_t group = 0; group < plan.groups; ++group)
-      for (int64_t s = pass.step_begin; s < pass.step_end; ++s)
-        for (int64_t o = 0; o < wide; ++o) {  // innermost: weights are read in the order they lie
-          const int64_t width = smaller(kWide, plan.k - o * kWide), lanes = width > kLanes ? kWide : kLanes;
-          const Step& step = plan.steps[s];
-          pack_step(plan, step, weight + group * plan.weight_group, o * kWide, width, lanes,
-                    packed + group * plan.packed_weights + pass.weight + o * kWide * depth + step.before * lanes);
-        }
-  }
-}
-
-/// One packed line of one remainder: packed pixels `column * step_w + phase + dw` of input row `in`, null for padding.
-void pack_line(const Plan& plan, const float* in, int64_t width, int64_t phase, float* out, int64_t block_stride) {
-  const int64_t first = plan.dw + phase;
-  int64_t begin = first < 0 ? smaller(ceil_div(-first, plan.step_w), plan.packed_w) : 0;
-  int64_t end = width > first ? smaller(ceil_div(width - first, plan.step_w), plan.packed_w) : 0;
-  if (!in || end < begin) begin = end = 0;
-  const int64_t whole = plan.c / kPack, rest = plan.c % kPack;
-  for (int64_t b = 0; b < plan.blocks; ++b) {
-    float* line = out + b * block_stride;
-    std::memset(line, 0, static_cast<size_t>(begin * kPack) * sizeof(float));
-    std::memset(line + end * kPack, 0, static_cast<size_t>((plan.packed_w - end) * kPack) * sizeof(float));
-  }
-  for (int64_t j = begin; j < end; ++j) {
-    const float* pixel = in + (first + j * plan.step_w) * plan.x_pixel;
-    float* to = out + j * kPack;
-    for (int64_t b = 0; b < whole; ++b, pixel += kPack, to += block_stride)
-#pragma GCC unroll 4
-      for (int v = 0; v < kPack; v += kLanes) store(to + v, load(pixel + v));
-    for (int64_t c = 0; c < rest; ++c) to[c] = pixel[c];
-  }
-}
-
-/// As pack_line where a packed pixel holds all taps of a row: `fold` neighbouring floats.
-void pack_folded(const Plan& plan, const float* in, int64_t width, float* out, int64_t block_stride) {
-  const int64_t size = in ? width * plan.x_pixel : 0;
-  for (int64_t j = 0; j < plan.ow; ++j) {
-    const int64_t first = (j * plan.step_w + plan.dw) * plan.x_pixel;
-    const bool inside = first >= 0 && first + plan.blocks * kPack <= size;
-    for (int64_t b = 0; b < plan.blocks; ++b) {
-      float* to = out + b * block_stride + j * kPack;
-      if (inside) {  // values beyond the fold are neighbours that no weight meets
-#pragma GCC unroll 4
-        for (int v = 0; v < kPack; v += kLanes) store(to + v, load(in + first + b * kPack + v));
-      } else {
-        for (int64_t c = 0; c < kPack; ++c) {
-          const int64_t at = first + b * kPack + c;
-          to[c] = at >= 0 && at < size ? in[at] : 0.0f;
-        }
-      }
-    }
-  }
-}
-
-/// Which outputs a unit computes.
-struct Unit {
-  int64_t image, images, row, rows;
-};
-
-void pack_input(const Plan& plan, const Unit& unit, int64_t ph, const float* x, float* packed) {
-  const int64_t line = plan.phases_w * plan.packed_w * kPack, block = plan.phases_h * ph * line;
-  for (int64_t i = 0; i < unit.images; ++i)
-    for (int64_t f = 0; f < plan.phases_h; ++f)
-      for (int64_t q = 0; q < ph; ++q) {
-        const int64_t row = (unit.row + q) * plan.step_h + f + plan.dh;
-        const float* in = row >= 0 && row < plan.h ? x + (unit.image + i) * plan.x_image + row * plan.x_row : nullptr;
-        const int64_t width = row == plan.h - 1 ? plan.last_w : plan.w;
-        float* out = packed + i * plan.blocks * block + (f * ph + q) * line;
-        if (plan.fold) {
-          pack_folded(plan, in, width, out, block);
-          continue;
-        }
-        for (int64_t p = 0; p < plan.phases_w; ++p)
-          pack_line(plan, in, width, p, out + p * plan.packed_w * kPack, block);
-      }
 }
 
 /// All pixels of a unit for one group of output channels and one stretch of steps.
@@ -255,14 +112,12 @@ void sweep(const Plan& plan, const Pass& pass, const Unit& unit, int64_t ph, Til
   work.a_row = line;
   for (int64_t i = 0; i < unit.images; ++i)
     for (int64_t q = 0; q < rows;) {
-      const bool last = plan.last_w < plan.w && unit.row + q == plan.h - 1;
-      const int64_t width = last ? plan.last_w : pass.ow;
-      const bool pair = q + 1 < rows && width <= kTilePixels / 2 && plan.last_w == plan.w;
-      const int64_t tiles = ceil_div(width, kTilePixels);
+      const bool pair = q + 1 < rows && pass.ow <= kTilePixels / 2;
+      const int64_t tiles = ceil_div(pass.ow, kTilePixels);
       const float* a = packed + i * image + q * line;
       float* to = y + i * y_image + q * work.y_row;
       for (int64_t t = 0, j = 0; t < tiles; ++t) {
-        const int64_t columns = (width - j) / (tiles - t);
+        const int64_t columns = (pass.ow - j) / (tiles - t);
         (pair ? Tiles<Vectors>::kPair : Tiles<Vectors>::kSingle)[columns](work, a + j * kPack, to + j * work.y_pixel);
         j += columns;
       }
@@ -312,14 +167,12 @@ void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int
       }
       if (whole) continue;
       for (int64_t image = 0; image < unit.images; ++image)
-        for (int64_t q = 0; q < rows; ++q) {
-          const bool last = plan.last_w < plan.w && unit.row + q == plan.h - 1;
-          for (int64_t j = 0; j < (last ? plan.last_w : pass.ow); ++j) {
+        for (int64_t q = 0; q < rows; ++q)
+          for (int64_t j = 0; j < pass.ow; ++j) {
             const float* from = narrow + ((image * rows + q) * pass.ow + j) * lanes;
             float* to = out + image * plan.y_image + q * plan.y_row + j * plan.y_pixel;
             for (int64_t k = 0; k < width; ++k) to[k] = from[k];
           }
-        }
     }
   }
 }
@@ -366,28 +219,17 @@ void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* we
                            float* y) {
   const int64_t oh = g.out_h(), ow = g.out_w(), gc = g.group_c();
   Plan plan{};
-  plan.n = g.n, plan.h = g.h, plan.w = plan.last_w = g.w, plan.c = gc, plan.k = g.group_k(), plan.groups = g.groups;
+  plan.n = g.n, plan.h = g.h, plan.w = g.w, plan.c = gc, plan.k = g.group_k(), plan.groups = g.groups;
   plan.step_h = g.stride_h, plan.step_w = g.stride_w;
   plan.x_image = g.h * g.w * g.c, plan.x_row = g.w * g.c, plan.x_pixel = g.c;
   plan.y_image = oh * ow * g.k, plan.y_row = ow * g.k, plan.y_pixel = g.k;
   plan.ldw = g.k, plan.weight_group = plan.k;
   plan.bias = bias, plan.relu = relu;
-  int64_t pass_h = oh, pass_w = ow;
-  const bool point = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1;
-  if (point && oh == g.h && ow == g.w && g.pad_top == 0 && g.pad_left == 0 && g.n * g.h * g.w > 0) {
-    // pixels are all alike: one image of rows that tiles fit, the last one shorter
-    constexpr int64_t kRow = 8 * kTilePixels;
-    const int64_t pixels = g.n * g.h * g.w, width = smaller(pixels, kRow);
-    plan.n = 1, plan.h = pass_h = ceil_div(pixels, width), plan.w = pass_w = width;
-    plan.last_w = pixels - (plan.h - 1) * width;
-    plan.x_row = width * g.c, plan.y_row = width * g.k;
-  }
-  if (g.groups == 1 && gc <= 8 && g.s > 1 && g.dilation_w == 1) plan.c = plan.fold = g.s * gc;
   allocate_lists(plan, g.r * g.s, 1);
   for (int64_t r = 0; r < g.r; ++r)
-    for (int64_t s = 0; s < (plan.fold ? 1 : g.s); ++s)
+    for (int64_t s = 0; s < g.s; ++s)
       plan.taps[plan.tap_count++] = {r * g.dilation_h - g.pad_top, s * g.dilation_w - g.pad_left, (r * g.s + s) * gc};
-  plan.passes[plan.pass_count++] = {pass_h, pass_w, 0, 0, plan.tap_count, 0, 0, 0};
+  plan.passes[plan.pass_count++] = {oh, ow, 0, 0, plan.tap_count, 0, 0, 0};
   run(plan, x, weight, y);
 }
 
@@ -395,25 +237,13 @@ void conv2d_direct_backward_data(const Conv2dShape& g, const float* dy, const fl
                                  float* dx) {
   const int64_t oh = g.out_h(), ow = g.out_w(), gc = g.group_c();
   Plan plan{};
-  plan.n = g.n, plan.h = oh, plan.w = plan.last_w = ow, plan.c = g.group_k(), plan.k = gc, plan.groups = g.groups;
+  plan.n = g.n, plan.h = oh, plan.w = ow, plan.c = g.group_k(), plan.k = gc, plan.groups = g.groups;
   plan.step_h = plan.step_w = 1;
   plan.x_image = oh * ow * g.k, plan.x_row = ow * g.k, plan.x_pixel = g.k;
   plan.y_image = g.h * g.w * g.c, plan.y_row = g.stride_h * g.w * g.c, plan.y_pixel = g.stride_w * g.c;
   plan.turned = true, plan.ldw = g.k, plan.weight_group = plan.c;
   plan.bias = bias;
   allocate_lists(plan, g.r * g.s, g.stride_h * g.stride_w);
-  const bool point = g.r == 1 && g.s == 1 && g.stride_h == 1 && g.stride_w == 1;
-  if (point && oh == g.h && ow == g.w && g.pad_top == 0 && g.pad_left == 0 && g.n * g.h * g.w > 0) {
-    constexpr int64_t kRow = 8 * kTilePixels;
-    const int64_t pixels = g.n * g.h * g.w, width = smaller(pixels, kRow);
-    plan.n = 1, plan.h = ceil_div(pixels, width), plan.w = width;
-    plan.last_w = pixels - (plan.h - 1) * width;
-    plan.x_row = width * g.k, plan.y_row = width * g.c;
-    plan.taps[plan.tap_count++] = {0, 0, 0};
-    plan.passes[plan.pass_count++] = {plan.h, width, 0, 0, 1, 0, 0, 0};
-    run(plan, dy, weight, dx);
-    return;
-  }
   for (int64_t a = 0; a < g.stride_h && a < g.h; ++a)
     for (int64_t b = 0; b < g.stride_w && b < g.w; ++b) {
       Pass pass{ceil_div(g.h - a, g.stride_h),
