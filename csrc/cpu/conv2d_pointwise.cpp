@@ -26,8 +26,7 @@ constexpr int64_t kCollision = 512;         // floats: rows so far apart meet in
 constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in runs
 constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there beside more weights
 constexpr int64_t kBlockTiles = 4;          // at least, however large
-
-constexpr int64_t kShort = 128;  // floats
+constexpr int64_t kShort = 128;             // floats that are set without a call
 
 constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
