@@ -16,7 +16,7 @@ namespace medmpi::MEDMPI_ISA {
 namespace {
 
 constexpr int64_t kBlockPixels = 192;      // that a register tile sums where the outer side is read where it lies,
-constexpr int64_t kPackedPixels = 384;     // and where it is packed
+constexpr int64_t kPackedPixels = 512;     // and where it is packed
 constexpr int64_t kChunkFloats = 5 << 16;  // all chunks' gradients together
 constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
 // A side is read where it lies if its pixels are so near, in floats, that they do not meet in few sets of a cache; the

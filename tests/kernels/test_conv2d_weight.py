@@ -224,6 +224,7 @@ def test_thread_count_changes_no_bit(case: Case, algo: str) -> None:
         Case(32, 32, 32, 3, 3, 3, 64, padding=same(1)),
         Case(32, 8, 8, 256, 3, 3, 64, padding=same(1)),
         Case(8, 56, 56, 64, 1, 1, 256),
+        Case(8, 28, 28, 256, 1, 1, 512),
         Case(2, 128, 128, 1, 3, 3, 64, padding=same(1)),
     ],
     ids=str,
