@@ -28,6 +28,16 @@ MEDMPI_INLINE void order(V& a, V& b) {
 }
 
 template <typename V>
+MEDMPI_INLINE void sort(V (&v)[2]) {
+  order(v[0], v[1]);
+}
+template <typename V>
+MEDMPI_INLINE void sort(V (&v)[4]) {
+  order(v[0], v[1]), order(v[2], v[3]);
+  order(v[0], v[2]), order(v[1], v[3]);
+  order(v[1], v[2]);
+}
+template <typename V>
 MEDMPI_INLINE void sort(V (&v)[3]) {
   order(v[0], v[1]), order(v[1], v[2]), order(v[0], v[1]);
 }
@@ -50,10 +60,58 @@ MEDMPI_INLINE void sort(V (&v)[9]) {
   order(v[1], v[2]), order(v[3], v[4]), order(v[5], v[6]);
 }
 
+/// Puts one more value among `N` sorted ones.
+template <int N, typename V>
+MEDMPI_INLINE void insert(const V (&sorted)[N], V value, V (&out)[N + 1]) {
+#pragma GCC unroll 9
+  for (int i = 0; i < N; ++i) {
+    out[i] = lower(sorted[i], value);
+    value = upper(sorted[i], value);
+  }
+  out[N] = value;
+}
+
+/// The columns of two windows, one line apart, sorted: the lines that they share are sorted once.
+template <typename V, int N>
+MEDMPI_INLINE void sort_both(V (&shared)[N], V first, V last, V (&upper_window)[N + 1], V (&lower_window)[N + 1]) {
+  sort(shared);
+  insert<N>(shared, first, upper_window);
+  insert<N>(shared, last, lower_window);
+}
+
 /// Batcher's merge of two sorted pairs.
 template <typename V>
 MEDMPI_INLINE void merge_pairs(V& a0, V& a1, V& b0, V& b1) {  // results in a0, b0, a1, b1
   order(a0, b0), order(a1, b1), order(b0, a1);
+}
+
+/// The better one of two is the higher one, or the lower one.
+template <bool kHigher, typename V>
+MEDMPI_INLINE V better(V a, V b) {
+  return kHigher ? upper(a, b) : lower(a, b);
+}
+
+/// The best two of five, best first, in v[0] and v[1].
+template <bool kHigher, typename V>
+MEDMPI_INLINE void two_best(V (&v)[5]) {
+  const V lost = better<kHigher>(better<!kHigher>(v[0], v[1]), better<!kHigher>(v[2], v[3]));
+  const V left = better<kHigher>(v[0], v[1]), right = better<kHigher>(v[2], v[3]);
+  const V best = better<kHigher>(left, right), next = better<kHigher>(better<!kHigher>(left, right), lost);
+  v[0] = better<kHigher>(best, v[4]);
+  v[1] = better<kHigher>(next, better<!kHigher>(best, v[4]));
+}
+
+/// The best three of five, best first, in v[0], v[1] and v[2].
+template <bool kHigher, typename V>
+MEDMPI_INLINE void three_best(V (&v)[5]) {
+  const V lost = better<kHigher>(better<!kHigher>(v[0], v[1]), better<!kHigher>(v[2], v[3]));
+  const V left = better<kHigher>(v[0], v[1]), right = better<kHigher>(v[2], v[3]);
+  const V best = better<kHigher>(left, right), worse = better<!kHigher>(left, right);
+  const V next = better<kHigher>(worse, lost), last = better<kHigher>(better<!kHigher>(worse, lost), v[4]);
+  const V third = better<!kHigher>(last, next), second = better<kHigher>(last, next);
+  v[0] = better<kHigher>(second, best);
+  v[1] = better<!kHigher>(second, best);
+  v[2] = third;
 }
 
 /// The median of a window; v(rank, column) is the value of this rank of a sorted column.
@@ -77,15 +135,15 @@ struct Window5 {
   static constexpr int kHeight = 5;
   template <typename V, typename Value>
   static MEDMPI_INLINE V median(const Value& v) {
+    // of the two lowest ranks only the five highest can be the median, of the two highest the five lowest: p and q
     V a[5] = {v(0, 0), v(0, 1), v(0, 2), v(0, 3), v(0, 4)};
     V b[5] = {v(1, 0), v(1, 1), v(1, 2), v(1, 3), v(1, 4)};
-    sort(a), sort(b);
-    // of the two lowest ranks only the five highest can be the median: p, sorted
-    merge_pairs(a[3], a[4], b[2], b[3]);
-    const V p[5] = {a[3], b[2], a[4], b[3], b[4]};
+    two_best<true>(a), three_best<true>(b);
+    merge_pairs(a[1], a[0], b[2], b[1]);
+    const V p[5] = {a[1], b[2], a[0], b[1], b[0]};
     V d[5] = {v(3, 0), v(3, 1), v(3, 2), v(3, 3), v(3, 4)};
     V e[5] = {v(4, 0), v(4, 1), v(4, 2), v(4, 3), v(4, 4)};
-    sort(d), sort(e);
+    three_best<false>(d), two_best<false>(e);
     merge_pairs(d[1], d[2], e[0], e[1]);
     const V q[5] = {d[0], d[1], e[0], d[2], e[1]};
     // the four in the middle of p and q merged
@@ -167,13 +225,14 @@ inline void network_lines(const MedianShape& s, const T* x, int64_t z, int64_t f
   using V = typename Ordered<T>::V;
   using Element = typename Ordered<T>::Element;
   constexpr int64_t kStep = Ordered<T>::kStep;
-  constexpr int kHeight = Window::kHeight, kRadius = Window::kRadius;
-  const int64_t c = s.channels, width = s.width * c, halo = s.rx * c, lines = 2 * s.ry + 1;
+  constexpr int kHeight = Window::kHeight, kRadius = Window::kRadius, kLines = 2 * kRadius + 1;
+  constexpr int kPlanes = kHeight / kLines;
+  const int64_t c = s.channels, width = s.width * c, halo = s.rx * c;
   const int64_t left = (halo + 63) / 64 * 64, pitch = (left + width + halo + kStep + 63) / 64 * 64 + 64;
   auto* constant = static_cast<T*>(scratch(12, static_cast<size_t>(width) * sizeof(T)));
   if (s.border == Border::constant)
     for (int64_t j = 0; j < width; ++j) constant[j] = static_cast<T>(s.outside);
-  auto* buffer = static_cast<Element*>(scratch(13, static_cast<size_t>(2 * kHeight * pitch) * sizeof(T))) + left;
+  auto* ranks = static_cast<Element*>(scratch(13, static_cast<size_t>(2 * kHeight * pitch) * sizeof(T))) + left;
   const Element outside = Ordered<T>::of(static_cast<T>(s.outside));
   int64_t end[2 * kRadius], source[2 * kRadius];  // where columns beyond the ends start, and those that they repeat
   for (int64_t t = 0; t < 2 * kRadius; ++t) {
@@ -181,41 +240,50 @@ inline void network_lines(const MedianShape& s, const T* x, int64_t z, int64_t f
     end[t] = column * c;
     source[t] = border_source(s.border, column, s.width) * c;
   }
-  const auto sort_columns = [=, &s](int64_t i, Element* ranks) {
-    const T* from[kHeight];
-    for (int r = 0; r < kHeight; ++r) {
-      const int64_t plane = border_source(s.border, z - s.rz + r / lines, s.depth);
-      const int64_t row = border_source(s.border, i - s.ry + r % lines, s.height);
-      from[r] = plane < 0 || row < 0 ? constant : x + (plane * s.height + row) * width;
-    }
+  for (int64_t i = first; i < last; i += 2) {
+    const T* from[kPlanes][kLines + 1];
+    for (int p = 0; p < kPlanes; ++p)
+      for (int r = 0; r <= kLines; ++r) {
+        const int64_t plane = border_source(s.border, z - s.rz + p, s.depth);
+        const int64_t row = border_source(s.border, i - s.ry + r, s.height);
+        from[p][r] = plane < 0 || row < 0 ? constant : x + (plane * s.height + row) * width;
+      }
     for_vectors<kStep>(width, [=](int64_t j, int64_t count) {
-      V v[kHeight];
+      V v[2][kHeight];
+      if constexpr (kPlanes == 1) {
+        V shared[kLines - 1];
 #pragma GCC unroll 9
-      for (int r = 0; r < kHeight; ++r) v[r] = Ordered<T>::load(from[r] + j, count);
-      sort(v);
+        for (int r = 0; r < kLines - 1; ++r) shared[r] = Ordered<T>::load(from[0][r + 1] + j, count);
+        sort_both(shared, Ordered<T>::load(from[0][0] + j, count), Ordered<T>::load(from[0][kLines] + j, count), v[0],
+                  v[1]);
+      } else {
 #pragma GCC unroll 9
-      for (int r = 0; r < kHeight; ++r) std::memcpy(ranks + r * pitch + j, &v[r], sizeof v[r]);
+        for (int r = 0; r < kHeight; ++r) {
+          v[0][r] = Ordered<T>::load(from[r / kLines][r % kLines] + j, count);
+          v[1][r] = Ordered<T>::load(from[r / kLines][r % kLines + 1] + j, count);
+        }
+        sort(v[0]), sort(v[1]);
+      }
+#pragma GCC unroll 18
+      for (int r = 0; r < 2 * kHeight; ++r)
+        std::memcpy(ranks + r * pitch + j, &v[r / kHeight][r % kHeight], sizeof v[0][0]);
     });
     for (int t = 0; t < 2 * kRadius; ++t)  // sorted columns beyond the ends are those of their sources
-      for (int r = 0; r < kHeight; ++r) {
+      for (int r = 0; r < 2 * kHeight; ++r) {
         Element* rank = ranks + r * pitch;
         for (int64_t k = 0; k < c; ++k) rank[end[t] + k] = source[t] < 0 ? outside : rank[source[t] + k];
       }
-  };
-  // the columns of a line are sorted while those of the line before are read: vectors at odd places have to wait until
-  // what they read has left the store buffer
-  sort_columns(first, buffer);
-  for (int64_t i = first; i < last; ++i) {
-    const Element* ranks = buffer + (i - first) % 2 * kHeight * pitch;
-    if (i + 1 < last) sort_columns(i + 1, buffer + (i + 1 - first) % 2 * kHeight * pitch);
-    for_vectors<kStep>(width, [=](int64_t j, int64_t count) {
-      Ordered<T>::store(y + i * width + j, Window::template median<V>([=](int rank, int column) {
-                          V v;
-                          std::memcpy(&v, ranks + rank * pitch + j + (column - kRadius) * c, sizeof v);
-                          return v;
-                        }),
-                        count);
-    });
+    for (int64_t line = i; line < i + 2 && line < last; ++line) {
+      const Element* own = ranks + (line - i) * kHeight * pitch;
+      for_vectors<kStep>(width, [=](int64_t j, int64_t count) {
+        Ordered<T>::store(y + line * width + j, Window::template median<V>([=](int rank, int column) {
+                            V v;
+                            std::memcpy(&v, own + rank * pitch + j + (column - kRadius) * c, sizeof v);
+                            return v;
+                          }),
+                          count);
+      });
+    }
   }
 }
 
