@@ -2,6 +2,10 @@
 // compiler makes vectors of all three loops.
 #include "ops/color.h"
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 #include <cmath>
 
 #include "cpu/simd.h"
@@ -85,10 +89,39 @@ void rgb_to_hsv(int64_t n, const T* x, float* y) {
 }
 void hsv_to_rgb(int64_t n, const float* x, float* y) { by_blocks(n, x, y, to_rgb); }
 
+/// Luma with weights of 15 bits that add up to 1, as in OpenCV.
+MEDMPI_INLINE uint8_t luma(const uint8_t* x) {
+  return static_cast<uint8_t>((x[0] * 9798 + x[1] * 19235 + x[2] * 3735 + 16384) >> 15);
+}
+
 void rgb_to_gray_u8(int64_t n, const uint8_t* x, uint8_t* y) {
   for_chunks(n, kChunk, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i)  // weights of 15 bits that add up to 1, as in OpenCV
-      y[i] = static_cast<uint8_t>((x[3 * i] * 9798 + x[3 * i + 1] * 19235 + x[3 * i + 2] * 3735 + 16384) >> 15);
+    int64_t i = begin;
+#if defined(__AVX2__)
+    // Eight pixels at a time, four in each half of a vector: red and green, then blue, spread to 16 bits.
+    const __m256i red_green = _mm256_setr_epi8(0, -1, 1, -1, 3, -1, 4, -1, 6, -1, 7, -1, 9, -1, 10, -1,  //
+                                               0, -1, 1, -1, 3, -1, 4, -1, 6, -1, 7, -1, 9, -1, 10, -1);
+    const __m256i blue = _mm256_setr_epi8(2, -1, -1, -1, 5, -1, -1, -1, 8, -1, -1, -1, 11, -1, -1, -1,  //
+                                          2, -1, -1, -1, 5, -1, -1, -1, 8, -1, -1, -1, 11, -1, -1, -1);
+    const __m256i weight_rg = _mm256_set1_epi32(9798 | 19235 << 16), weight_b = _mm256_set1_epi32(3735);
+    const __m256i half = _mm256_set1_epi32(16384);
+    const auto eight = [&](const uint8_t* p) __attribute__((always_inline)) {
+      const __m256i v =
+          _mm256_loadu2_m128i(reinterpret_cast<const __m128i*>(p + 12), reinterpret_cast<const __m128i*>(p));
+      const __m256i sum = _mm256_add_epi32(_mm256_madd_epi16(_mm256_shuffle_epi8(v, red_green), weight_rg),
+                                           _mm256_madd_epi16(_mm256_shuffle_epi8(v, blue), weight_b));
+      return _mm256_srli_epi32(_mm256_add_epi32(sum, half), 15);
+    };
+    for (; i + 34 <= end; i += 32) {  // the last load reaches four bytes beyond its pixels
+      const uint8_t* p = x + 3 * i;
+      const __m256i low = _mm256_packus_epi32(eight(p), eight(p + 24)),
+                    high = _mm256_packus_epi32(eight(p + 48), eight(p + 72));
+      const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+      const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + i), bytes);
+    }
+#endif
+    for (; i < end; ++i) y[i] = luma(x + 3 * i);
   });
 }
 void rgb_to_gray_f32(int64_t n, const float* x, float* y) {
