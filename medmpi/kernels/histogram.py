@@ -50,6 +50,11 @@ def histogram(
     present = np.flatnonzero(levels)
     if range is None:
         range = (int(present[0]), int(present[-1]))
+    low, high = range
+    if 0 <= low < high <= len(levels) and low == int(low) and high - low == count:  # a bin for each level
+        counts = levels[int(low) : int(high)].copy()
+        counts[-1] += levels[int(high) : int(high) + 1].sum()  # the last one is closed
+        return counts, np.linspace(low, high, count + 1)
     # every level stands for its pixels
     counts, edges = np.histogram(present.astype(image.dtype), count, range, weights=levels[present])
     return counts.astype(np.int64, copy=False), edges

@@ -21,7 +21,7 @@ def image(shape, dtype, seed=0):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bins", [1, 7, 256, 1000, 5000])
-@pytest.mark.parametrize("range", [None, (0.0, 200.0), (0.25, 0.5), (3, 3)])
+@pytest.mark.parametrize("range", [None, (0.0, 200.0), (0.25, 0.5), (3, 3), (0, 256), (90, 97)])
 def test_equals_numpy(backend, dtype, bins, range):
     for shape in ((1,), (37, 53), (70, 1001)):
         x = image(shape, dtype)
