@@ -112,13 +112,16 @@ void sweep(const Plan& plan, const Pass& pass, const Unit& unit, int64_t ph, Til
   work.a_row = line;
   for (int64_t i = 0; i < unit.images; ++i)
     for (int64_t q = 0; q < rows;) {
-      const bool pair = q + 1 < rows && pass.ow <= kTilePixels / 2;
-      const int64_t tiles = ceil_div(pass.ow, kTilePixels);
+      const bool pair = !plan.whole_rows && q + 1 < rows && pass.ow <= kTilePixels / 2;
+      const int64_t tiles = ceil_div(pass.ow, plan.whole_rows ? kRowPixels<Vectors> : kTilePixels);
       const float* a = packed + i * image + q * line;
       float* to = y + i * y_image + q * work.y_row;
       for (int64_t t = 0, j = 0; t < tiles; ++t) {
         const int64_t columns = (pass.ow - j) / (tiles - t);
-        (pair ? Tiles<Vectors>::kPair : Tiles<Vectors>::kSingle)[columns](work, a + j * kPack, to + j * work.y_pixel);
+        const Tile tile = plan.whole_rows ? row_tile_of<Vectors>(static_cast<int>(columns))
+                          : pair          ? Tiles<Vectors>::kPair[columns]
+                                          : Tiles<Vectors>::kSingle[columns];
+        tile(work, a + j * kPack, to + j * work.y_pixel);
         j += columns;
       }
       q += pair ? 2 : 1;
@@ -158,7 +161,8 @@ void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int
         work.start = chunk ? nullptr : start;
         work.relu = plan.relu && chunk + 1 == chunks;
         const int64_t goal = depth * (chunk + 1) / chunks;
-        while (step < pass.step_end && done < goal) done += plan.steps[step++].channels;
+        while (step < pass.step_end && done < goal)
+          for (int64_t t = plan.whole_rows ? kRowTaps : 1; t > 0; --t) done += plan.steps[step++].channels;
         work.count = plan.steps + step - work.steps;
         if (lanes == kWide)
           sweep<2>(plan, pass, unit, ph, work, packed, target, y_image);
@@ -225,6 +229,7 @@ void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* we
   plan.y_image = oh * ow * g.k, plan.y_row = ow * g.k, plan.y_pixel = g.k;
   plan.ldw = g.k, plan.weight_group = plan.k;
   plan.bias = bias, plan.relu = relu;
+  plan.whole_rows = kRowTaps > 0 && g.s == kRowTaps && g.stride_w == 1 && g.dilation_w == 1;
   allocate_lists(plan, g.r * g.s, 1);
   for (int64_t r = 0; r < g.r; ++r)
     for (int64_t s = 0; s < g.s; ++s)
@@ -243,6 +248,7 @@ void conv2d_direct_backward_data(const Conv2dShape& g, const float* dy, const fl
   plan.y_image = g.h * g.w * g.c, plan.y_row = g.stride_h * g.w * g.c, plan.y_pixel = g.stride_w * g.c;
   plan.turned = true, plan.ldw = g.k, plan.weight_group = plan.c;
   plan.bias = bias;
+  plan.whole_rows = kRowTaps > 0 && g.s == kRowTaps && g.stride_w == 1 && g.dilation_w == 1;
   allocate_lists(plan, g.r * g.s, g.stride_h * g.stride_w);
   for (int64_t a = 0; a < g.stride_h && a < g.h; ++a)
     for (int64_t b = 0; b < g.stride_w && b < g.w; ++b) {
@@ -255,7 +261,7 @@ void conv2d_direct_backward_data(const Conv2dShape& g, const float* dy, const fl
                 0,
                 0};
       for (int64_t r = 0; r < g.r; ++r)
-        for (int64_t s = 0; s < g.s; ++s) {
+        for (int64_t s = g.s - 1; s >= 0; --s) {  // from the left
           const int64_t top = a + g.pad_top - r * g.dilation_h, left = b + g.pad_left - s * g.dilation_w;
           if (top % g.stride_h || left % g.stride_w) continue;
           plan.taps[plan.tap_count++] = {top / g.stride_h, left / g.stride_w, (r * g.s + s) * gc};

@@ -36,7 +36,8 @@ struct Plan {
   Tap* taps;
   int64_t tap_count;
   Step* steps;
-  int64_t oh, ow;  // largest of the passes
+  int64_t oh, ow;   // largest of the passes
+  bool whole_rows;  // taps come as filter rows of kRowTaps neighbouring pixels
   // the packed input
   int64_t dh, dw, phases_h, phases_w, packed_w, blocks;
   // weights

@@ -115,5 +115,77 @@ struct Tiles {
   };
 };
 
+#if defined(__AVX512F__)
+constexpr int kRowTaps = 5;  // of a filter row that a tile takes together, where they are that many
+
+/// One row of `Columns` pixels where kRowTaps steps at a time are neighbouring pixels: a pixel is broadcast once for
+/// all of them, or loading would take longer than multiplying.
+template <int Columns, int Vectors>
+__attribute__((noinline)) void row_tile(const TileWork& work, const float* a, float* y) {
+  Vec sum[Columns][Vectors];
+#pragma GCC unroll 14
+  for (int p = 0; p < Columns; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) sum[p][v] = load((work.start ? work.start : y + p * work.y_pixel) + v * kLanes);
+  const float* weight = work.weight;
+  const Step* const end = work.steps + work.count;
+  for (const Step* step = work.steps; step != end; step += kRowTaps) {
+    const float* in = a + step->offset;
+    const float* const stop = in + step->channels;
+    const int64_t tap = step->channels * Vectors * kLanes;
+    do {
+      Vec w[kRowTaps][Vectors];
+#pragma GCC unroll 5
+      for (int t = 0; t < kRowTaps; ++t)
+#pragma GCC unroll 2
+        for (int v = 0; v < Vectors; ++v) w[t][v] = load(weight + t * tap + v * kLanes);
+#pragma GCC unroll 18
+      for (int q = 0; q < Columns + kRowTaps - 1; ++q) {
+        const Vec pixel = broadcast(in[q * kPack]);
+#pragma GCC unroll 5
+        for (int t = 0; t < kRowTaps; ++t)
+          if (q >= t && q - t < Columns)
+#pragma GCC unroll 2
+            for (int v = 0; v < Vectors; ++v) sum[q - t][v] += pixel * w[t][v];
+      }
+      weight += Vectors * kLanes;
+    } while (++in != stop);
+    weight += (kRowTaps - 1) * tap;
+  }
+  if (work.relu)
+#pragma GCC unroll 14
+    for (int p = 0; p < Columns; ++p)
+#pragma GCC unroll 2
+      for (int v = 0; v < Vectors; ++v) sum[p][v] = sum[p][v] < Vec{} ? Vec{} : sum[p][v];
+#pragma GCC unroll 14
+  for (int p = 0; p < Columns; ++p)
+#pragma GCC unroll 2
+    for (int v = 0; v < Vectors; ++v) store(y + p * work.y_pixel + v * kLanes, sum[p][v]);
+}
+
+template <int Vectors>
+constexpr int kRowPixels = Vectors == 1 ? 14 : 10;  // of such a tile: the weights take registers too
+
+template <int Vectors>
+constexpr Tile row_tile_of(int columns) {
+  constexpr Tile tiles[] = {row_tile<1, Vectors>, row_tile<2, Vectors>, row_tile<3, Vectors>, row_tile<4, Vectors>,
+                            row_tile<5, Vectors>, row_tile<6, Vectors>, row_tile<7, Vectors>, row_tile<8, Vectors>,
+                            row_tile<9, Vectors>, row_tile<10, Vectors>};
+  if constexpr (Vectors == 1) {
+    constexpr Tile more[] = {row_tile<11, 1>, row_tile<12, 1>, row_tile<13, 1>, row_tile<14, 1>};
+    if (columns > 10) return more[columns - 11];
+  }
+  return tiles[columns - 1];
+}
+#else
+constexpr int kRowTaps = 0;
+template <int>
+constexpr int kRowPixels = 1;
+template <int>
+constexpr Tile row_tile_of(int) {
+  return nullptr;
+}
+#endif
+
 }  // namespace
 }  // namespace medmpi::MEDMPI_ISA
