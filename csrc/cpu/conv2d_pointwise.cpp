@@ -15,6 +15,7 @@
 #include "cpu/pointwise_tile.h"
 #include "cpu/threads.h"
 #include "ops/scratch.h"
+#include "ops/weight_cache.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
@@ -210,14 +211,16 @@ void run(const Product& p, const Pack& pack) {
   };
   const int64_t panel = kPanel * p.c, most = ceil_div(plan.tiles, plan.blocks), items = plan.blocks * plan.parts;
   const int64_t group = larger(1, smaller(kPanelsTogether, kFewWeights / 4 / panel));
-  const bool shared = plan.blocks > 1;  // else each panel is packed where and when it is needed
-  float* const all = floats(0, shared ? plan.panels * panel : 0);
+  // else each panel is packed where and when it is needed
+  const bool shared = plan.blocks > 1 || weights_are_kept();
+  bool ready = false;
+  float* const all = shared ? packed_weights(0, plan.panels * panel, ready) : nullptr;
 #pragma omp parallel num_threads(static_cast<int>(plan.threads))
   {
     float* const own = floats(1, shared ? 0 : group * panel);
     float* const packed = floats(2, plan.packed ? most * plan.tile_size : 0);
     void* const lists = scratch(3, static_cast<size_t>(2 * most * kTileRows + 1) * sizeof(float*));
-    if (shared) {
+    if (shared && !ready) {
 #pragma omp for schedule(static)
       for (int64_t q = 0; q < plan.panels; q += group) pack(q, smaller(q + group, plan.panels), all + q * panel);
     }
