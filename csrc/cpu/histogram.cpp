@@ -54,8 +54,9 @@ MEDMPI_INLINE int32_t bin_of(float v, float low, float high, float scale, int32_
   const bool inside = v >= low && v <= high;
   const auto guess = static_cast<int32_t>(inside ? (v - low) * scale : 0.0f);
   int32_t bin = guess < bins ? guess : bins - 1;
-  bin -= bin > 0 && v < edges[bin];
-  bin += bin < bins - 1 && v >= edges[bin + 1];
+  // both edges are read whatever the comparisons say: the compiler can make vectors of this
+  bin -= static_cast<int32_t>((bin > 0) & (v < edges[bin]));
+  bin += static_cast<int32_t>((bin < bins - 1) & (v >= edges[bin + 1]));
   return inside ? bin : bins;
 }
 
