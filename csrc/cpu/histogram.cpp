@@ -52,8 +52,8 @@ void count_u16(int64_t n, const uint16_t* x, int64_t* counts) {
 /// The bin of a value in [low, high], `bins` for others: a guess, put right by the edges.
 MEDMPI_INLINE int32_t bin_of(float v, float low, float high, float scale, int32_t bins, const float* edges) {
   const bool inside = v >= low && v <= high;
-  const auto guess = static_cast<int32_t>(inside ? (v - low) * scale : 0.0f);
-  int32_t bin = guess < bins ? guess : bins - 1;
+  const float at = inside ? (v - low) * scale : 0.0f, most = static_cast<float>(bins - 1);
+  auto bin = static_cast<int32_t>(at < most ? at : most);  // NaN, of a range that float32 cannot hold, is the last
   // both edges are read whatever the comparisons say: the compiler can make vectors of this
   bin -= static_cast<int32_t>((bin > 0) & (v < edges[bin]));
   bin += static_cast<int32_t>((bin < bins - 1) & (v >= edges[bin + 1]));

@@ -132,9 +132,14 @@ def _of_floats(
         if not np.isfinite(range).all():
             raise ValueError(f"histogram: image has values that are not finite, its range is {tuple(range)}")
         range = (np.float32(range[0]), np.float32(range[1]))  # type: ignore[assignment]
-    edges = np.histogram_bin_edges(np.empty(0, np.float32), bins, range)
+    else:
+        range = (float(range[0]), float(range[1]))  # numpy's own scalars would make the edges float64
+    with np.errstate(over="ignore", invalid="ignore"):
+        edges = np.histogram_bin_edges(np.empty(0, np.float32), bins, range)
+        if not (np.diff(edges) > 0).all() or not np.isfinite(edges[-1] - edges[0]):
+            raise ValueError(f"histogram: range is {tuple(map(float, range))}, float32 cannot hold {bins} bins of it")
     counts = np.empty(bins, np.int64)
-    _core.histogram_float32(image, edges.astype(np.float32), counts)
+    _core.histogram_float32(image, edges, counts)
     return counts, edges
 
 

@@ -51,6 +51,14 @@ def test_values_that_are_not_numbers():
             K.histogram(y)
 
 
+@pytest.mark.parametrize("span", [(-3e38, 3e38), (1.0, 1.0000001), (0.0, 1e-44), (1e300, 2e300)])
+def test_ranges_that_float32_cannot_hold(span):
+    x = np.array([-3e38, 0, 1e-44, 1, 3e38], np.float32)
+    with pytest.raises(ValueError, match=r"cannot hold|Too many bins|not finite"):
+        K.histogram(x, 64, span)
+    assert K.histogram(x, 4, (np.float64(0), np.float64(2)))[1].dtype == np.float32
+
+
 @given(
     shape=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     bins=st.integers(1, 300),
