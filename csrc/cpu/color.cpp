@@ -126,7 +126,12 @@ void rgb_to_gray_u8(int64_t n, const uint8_t* x, uint8_t* y) {
 }
 void rgb_to_gray_f32(int64_t n, const float* x, float* y) {
   for_chunks(n, kChunk, [=](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) y[i] = 0.299f * x[3 * i] + 0.587f * x[3 * i + 1] + 0.114f * x[3 * i + 2];
+    Planes p{};
+    for (int64_t i = begin; i < end; i += kBlock) {
+      const int64_t count = end - i < kBlock ? end - i : kBlock;
+      split(x + 3 * i, count, p);
+      for (int64_t k = 0; k < count; ++k) y[i + k] = 0.299f * p.a[k] + 0.587f * p.b[k] + 0.114f * p.c[k];
+    }
   });
 }
 
