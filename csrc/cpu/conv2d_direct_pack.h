@@ -1,6 +1,7 @@
 #pragma once
 // What the direct convolution works through, and how its operands are packed.
 #include "cpu/conv2d_tile.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 
@@ -8,10 +9,6 @@ namespace medmpi::MEDMPI_ISA {
 namespace {
 
 constexpr int64_t kWide = 2 * kLanes;  // output channels of a group
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// A filter position: input position = output position * step + (dh, dw).
 struct Tap {

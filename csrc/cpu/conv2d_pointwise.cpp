@@ -13,6 +13,7 @@
 #include "cpu/pixels.h"
 #include "cpu/pointwise_narrow.h"
 #include "cpu/pointwise_tile.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "ops/scratch.h"
 #include "ops/weight_cache.h"
@@ -28,10 +29,6 @@ constexpr int64_t kPanelsTogether = 4;      // are packed, to read weights in ru
 constexpr int64_t kBlockBytes = 192 << 10;  // of packed pixels that stay there beside more weights
 constexpr int64_t kBlockTiles = 4;          // at least, however large
 constexpr int64_t kShort = 128;             // floats that are set without a call
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// y = x weight + bias for `pixels` rows of `c` and `k` channels. Pixels of y that no row meets become the bias.
 struct Product {

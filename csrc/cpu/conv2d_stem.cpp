@@ -7,6 +7,7 @@
 #include "cpu/conv2d_stem.h"
 
 #include "cpu/simd.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -21,10 +22,6 @@ constexpr int kPixels = kLanes == 16 ? 14 : 6;  // of a tile: two vectors of sum
 constexpr int64_t kWide = 2 * kLanes;           // output channels of a group
 constexpr int64_t kAheadSteps = 32;             // steps of a tile in which a line of y comes from memory
 constexpr int64_t kUnitPixels = 2048;           // outputs of a unit
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct Work {
   const int64_t* taps;  // floats from an output's place in packed x

@@ -6,6 +6,7 @@
 #include "cpu/conv2d_stride2.h"
 
 #include "cpu/conv2d_tile.h"
+#include "cpu/sizes.h"
 #include "cpu/stride2.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
@@ -25,14 +26,6 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 768 << 10;    // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 40;           // of a block for which weights are made on the fly
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-MEDMPI_INLINE float* floats(int slot, int64_t count) {
-  return static_cast<float*>(scratch(slot, static_cast<size_t>(count) * sizeof(float)));
-}
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow;
@@ -82,7 +75,7 @@ void transform_input(const Problem& p, int64_t first, int64_t count, int64_t blo
 /// output channels takes lies together.
 float* arrange(const Problem& p, const float* weight) {
   const int64_t wide = ceil_div(p.k, kWide), size = p.c * kWide;
-  float* to = floats(kSlotArranged, wide * 9 * size);
+  float* to = scratch_floats(kSlotArranged, wide * 9 * size);
 #pragma omp parallel for schedule(static)
   for (int64_t row = 0; row < 9 * p.c; ++row)
     for (int64_t o = 0; o < wide; ++o)
@@ -94,7 +87,7 @@ float* arrange(const Problem& p, const float* weight) {
 /// The same of the turned filters: output channels are the rows, and the taps are reversed.
 float* arrange_turned(const Problem& p, const float* weight) {
   const int64_t wide = ceil_div(p.k, kWide), size = p.c * kWide;
-  float* to = floats(kSlotArranged, wide * 9 * size);
+  float* to = scratch_floats(kSlotArranged, wide * 9 * size);
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < 9 * wide; ++task) {
     const int64_t tap = task / wide, o = task % wide;
@@ -189,8 +182,8 @@ int64_t weight_offset(const Problem& p, int64_t k0) {
 template <typename Way>
 void run_block(const Problem& p, int64_t capacity, const float* weight, int64_t first, int64_t count, int64_t k_begin,
                int64_t k_end) {
-  float* v = floats(kSlotInput, p.blocks * all_rows(capacity) * kPack);
-  float* m = floats(kSlotProduct, all_rows(capacity) * kWide);
+  float* v = scratch_floats(kSlotInput, p.blocks * all_rows(capacity) * kPack);
+  float* m = scratch_floats(kSlotProduct, all_rows(capacity) * kWide);
   transform_input<Way>(p, first, count, all_rows(capacity) * kPack, v);
   for (int64_t k0 = k_begin; k0 < k_end; k0 += kWide) {
     const int64_t lanes = lanes_from(p, k0);
@@ -198,7 +191,7 @@ void run_block(const Problem& p, int64_t capacity, const float* weight, int64_t 
     for (int64_t c0 = 0; c0 < p.c; c0 += p.depth) {
       const int64_t channels = smaller(p.depth, p.c - c0), class_size = channels * lanes + kPadding;
       if (!weight) {
-        float* made = floats(kSlotPiece, piece(p.depth, kWide));
+        float* made = scratch_floats(kSlotPiece, piece(p.depth, kWide));
         transform_weight(p, c0, channels, k0, lanes, made, class_size);
         u = made;
       }

@@ -7,6 +7,7 @@
 // Scratch slots: 10 (packed x), 11 (packed dy) of each thread, 12 (gradients of the chunks) of the calling thread.
 #include "cpu/conv2d_weight.h"
 
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -18,10 +19,6 @@ constexpr int64_t kBlockPixels = 192;        // a packed panel and a packed tile
 constexpr int64_t kLargeGradient = 1 << 20;  // floats; beyond the second-level cache: visit it half as often
 constexpr int64_t kChunkFloats = 5 << 16;    // all chunks' gradients together
 constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
-
-MEDMPI_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-MEDMPI_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-MEDMPI_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// The pixels that one register tile sums: images of rows of pixels, at given distances in packed x and packed dy.
 struct Sweep {
@@ -94,8 +91,8 @@ struct Range {
 Range valid(int64_t outputs, int64_t size, int64_t stride, int64_t pad, int64_t offset) {
   const int64_t first = pad - offset;  // where input position 0 lies
   const int64_t begin = first > 0 ? ceil_div(first, stride) : 0;
-  const int64_t end = size + first > 0 ? least(ceil_div(size + first, stride), outputs) : 0;
-  return {least(begin, end), end};
+  const int64_t end = size + first > 0 ? smaller(ceil_div(size + first, stride), outputs) : 0;
+  return {smaller(begin, end), end};
 }
 
 /// One group of the convolution and how its work is cut.
@@ -110,7 +107,7 @@ struct Plan {
   int64_t images, lines, line_blocks, blocks;  // of a block; of an image; of all
 
   /// Tiles are nearly equal, the first ones a row longer.
-  int64_t tile_begin(int64_t t) const { return rows / tiles * t + least(t, rows % tiles); }
+  int64_t tile_begin(int64_t t) const { return rows / tiles * t + smaller(t, rows % tiles); }
   Range tile(int64_t t) const { return {tile_begin(t), tile_begin(t + 1)}; }
   // one line more than a multiple of the cache's sets: tiles packed side by side do not collide
   int64_t tile_stride(int64_t pixels) const { return (pixels | 1) * kPitch; }
@@ -139,8 +136,8 @@ Plan make_plan(const Conv2dShape& g, const float* dy, const float* x) {
   p.rows = p.joint ? g.s * p.gc : p.gc;
   p.tiles = ceil_div(p.rows, kTileRows);
   p.panels = ceil_div(p.gk, kPanel);
-  p.images = most(1, least(p.g.n, target / (p.oh * p.ow)));
-  p.line_blocks = p.images > 1 ? 1 : ceil_div(p.oh, most(1, target / p.ow));
+  p.images = larger(1, smaller(p.g.n, target / (p.oh * p.ow)));
+  p.line_blocks = p.images > 1 ? 1 : ceil_div(p.oh, larger(1, target / p.ow));
   p.lines = ceil_div(p.oh, p.line_blocks);
   p.blocks = ceil_div(p.g.n, p.images) * p.line_blocks;
   return p;
@@ -149,10 +146,10 @@ Plan make_plan(const Conv2dShape& g, const float* dy, const float* x) {
 Block make_block(const Plan& p, int64_t index) {
   const Conv2dShape& g = p.g;
   Block b{};
-  b.n0 = index / p.line_blocks * p.images, b.n1 = least(b.n0 + p.images, g.n);
-  b.i0 = least(index % p.line_blocks * p.lines, p.oh), b.i1 = least(b.i0 + p.lines, p.oh);
+  b.n0 = index / p.line_blocks * p.images, b.n1 = smaller(b.n0 + p.images, g.n);
+  b.i0 = smaller(index % p.line_blocks * p.lines, p.oh), b.i1 = smaller(b.i0 + p.lines, p.oh);
   b.h0 = b.i0 * g.stride_h - g.pad_top, b.h1 = (b.i1 - 1) * g.stride_h - g.pad_top + (g.r - 1) * g.dilation_h + 1;
-  if (!p.joint) b.h0 = least(most(b.h0, 0), g.h), b.h1 = most(least(b.h1, g.h), b.h0);
+  if (!p.joint) b.h0 = smaller(larger(b.h0, 0), g.h), b.h1 = larger(smaller(b.h1, g.h), b.h0);
   return b;
 }
 
@@ -178,7 +175,7 @@ void pack_dy(const Plan& p, const Block& b, int64_t panel0, int64_t panel1, floa
     const float* from = p.dy + (n * p.oh + b.i0) * p.ow * p.g.k;
     for (int64_t j = 0; j < pixels; ++j, from += p.g.k, to += kPanel)
       for (int64_t q = panel0; q < panel1; ++q)
-        pack_rows(from + q * kPanel, 0, least(kPanel, p.gk - q * kPanel), 1, to + (q - panel0) * stride, 0, kPanel);
+        pack_rows(from + q * kPanel, 0, smaller(kPanel, p.gk - q * kPanel), 1, to + (q - panel0) * stride, 0, kPanel);
   }
 }
 
@@ -202,7 +199,7 @@ void pack_x(const Plan& p, const Block& b, int64_t tile0, int64_t tile1, float* 
 void pack_joint(const Plan& p, const Block& b, float* to) {
   const Conv2dShape& g = p.g;
   const int64_t row = joint_row(p), width = (p.ow - 1) * g.stride_w + g.s;
-  const int64_t first = most(0, g.pad_left), last = most(first, least(width, g.w + g.pad_left));
+  const int64_t first = larger(0, g.pad_left), last = larger(first, smaller(width, g.w + g.pad_left));
   for (int64_t n = b.n0; n < b.n1; ++n)
     for (int64_t h = b.h0; h < b.h1; ++h, to += row) {
       const bool inside = h >= 0 && h < g.h;
@@ -226,7 +223,7 @@ void sum_taps(const Plan& p, const Block& b, int64_t tile, int64_t panel, const 
   const int64_t height = b.h1 - b.h0, lines = b.i1 - b.i0;
   for (int64_t r = 0; r < g.r; ++r) {
     Range is = valid(p.oh, g.h, g.stride_h, g.pad_top, r * g.dilation_h);
-    is = {most(is.begin, b.i0), least(is.end, b.i1)};
+    is = {larger(is.begin, b.i0), smaller(is.end, b.i1)};
     if (is.begin >= is.end) continue;
     for (int64_t s = 0; s < g.s; ++s) {
       const Range js = valid(p.ow, g.w, g.stride_w, g.pad_left, s * g.dilation_w);
@@ -248,7 +245,7 @@ void sum_taps(const Plan& p, const Block& b, int64_t tile, int64_t panel, const 
         sweep.rows = 1;
       }
       const TileOut out{dweight + ((r * g.s + s) * p.gc + rows.begin) * g.k + panel * kPanel, g.k,
-                        least(kPanel, p.gk - panel * kPanel), true, nullptr};
+                        smaller(kPanel, p.gk - panel * kPanel), true, nullptr};
       sweep_kernel(1, rows.end - rows.begin)(sweep, x + (h * g.w + w) * kPitch,
                                              dy + ((is.begin - b.i0) * p.ow + js.begin) * kPanel, out);
     }
@@ -261,9 +258,9 @@ void sum_joint(const Plan& p, const Block& b, int64_t tile, int64_t panel, const
   const Conv2dShape& g = p.g;
   const Range rows = p.tile(tile);
   const int64_t count = rows.end - rows.begin, row = joint_row(p), lines = b.i1 - b.i0;
-  const int64_t together = p.tiles == 1 ? most(1, least(least(3, g.r), kTileRows / count)) : 1;
+  const int64_t together = p.tiles == 1 ? larger(1, smaller(smaller(3, g.r), kTileRows / count)) : 1;
   for (int64_t r = 0; r < g.r; r += together) {
-    const int64_t groups = least(together, g.r - r);
+    const int64_t groups = smaller(together, g.r - r);
     const Sweep sweep{b.n1 - b.n0,
                       (b.h1 - b.h0) * row,
                       lines * p.ow * kPanel,
@@ -275,7 +272,7 @@ void sum_joint(const Plan& p, const Block& b, int64_t tile, int64_t panel, const
                       kPanel,
                       g.dilation_h * row};
     const TileOut out{dweight + (r * p.rows + rows.begin) * g.k + panel * kPanel, g.k,
-                      least(kPanel, p.gk - panel * kPanel), true, nullptr};
+                      smaller(kPanel, p.gk - panel * kPanel), true, nullptr};
     sweep_kernel(groups, count)(sweep, x + r * g.dilation_h * row + rows.begin, dy, out);
   }
 }
@@ -325,7 +322,7 @@ void by_panels(const Plan& p, float* dweight) {
 #pragma omp parallel
   {
     const int64_t threads = omp_get_num_threads(), me = omp_get_thread_num();
-    const int64_t parts = p.panels >= 2 * threads ? 1 : least(p.tiles, ceil_div(2 * threads, p.panels));
+    const int64_t parts = p.panels >= 2 * threads ? 1 : smaller(p.tiles, ceil_div(2 * threads, p.panels));
     const int64_t begin = p.panels * parts * me / threads, end = p.panels * parts * (me + 1) / threads;
     if (begin < end) {
       float* const packed_x = static_cast<float*>(scratch(10, x_bytes(p)));
@@ -334,9 +331,9 @@ void by_panels(const Plan& p, float* dweight) {
         const Block block = make_block(p, b);
         for (int64_t u = begin; u < end;) {  // whole panels together, so that x is packed once for them
           const int64_t part = u % parts, panel = u / parts;
-          const int64_t stop = part ? least(end, (panel + 1) * parts) : end - u < parts ? end : end / parts * parts;
+          const int64_t stop = part ? smaller(end, (panel + 1) * parts) : end - u < parts ? end : end / parts * parts;
           const int64_t last = part || stop - u < parts ? part + stop - u : parts;
-          sum_block(p, block, panel, most(panel + 1, stop / parts), p.tiles * part / parts, p.tiles * last / parts,
+          sum_block(p, block, panel, larger(panel + 1, stop / parts), p.tiles * part / parts, p.tiles * last / parts,
                     packed_x, packed_dy, dweight);
           u = stop;
         }
@@ -352,8 +349,8 @@ void conv2d_backward_weight(const Conv2dShape& g, const float* dy, const float* 
   for (int64_t group = 0; group < g.groups; ++group) {
     const Plan p = make_plan(g, dy + group * g.group_k(), x + group * g.group_c());
     float* const out = dweight + group * g.group_k();
-    const int64_t chunks = least(least(p.blocks, kMaxChunks), kChunkFloats / (g.r * g.s * p.gc * g.k));
-    if (chunks >= least(p.blocks, kMinChunks))
+    const int64_t chunks = smaller(smaller(p.blocks, kMaxChunks), kChunkFloats / (g.r * g.s * p.gc * g.k));
+    if (chunks >= smaller(p.blocks, kMinChunks))
       by_chunks(p, chunks, out);
     else
       by_panels(p, out);

@@ -8,6 +8,7 @@
 #include "cpu/conv2d_winograd.h"
 
 #include "cpu/conv2d_tile.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "cpu/winograd.h"
@@ -28,14 +29,6 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 1280 << 10;   // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 56;           // of a block for which weights are made on the fly
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-MEDMPI_INLINE float* floats(int slot, int64_t count) {
-  return static_cast<float*>(scratch(slot, static_cast<size_t>(count) * sizeof(float)));
-}
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow, pad_top, pad_left;
@@ -212,16 +205,16 @@ int64_t weight_offset(const Problem& p, int64_t k0) {
 
 /// One block of tiles for the output channels [k_begin, k_end).
 void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, int64_t k_begin, int64_t k_end) {
-  float* v = floats(kSlotInput, kPoints * cut.v_point);
+  float* v = scratch_floats(kSlotInput, kPoints * cut.v_point);
   transform_input(p, first, count, cut.capacity, v, cut.v_point);
   for (int64_t k0 = k_begin; k0 < k_end; k0 += kWide) {
     const int64_t lanes = lanes_from(p, k0), m_point = cut.capacity * lanes + kPadding;
-    float* m = floats(kSlotProduct, kPoints * (cut.capacity * kWide + kPadding));
+    float* m = scratch_floats(kSlotProduct, kPoints * (cut.capacity * kWide + kPadding));
     const float* u = cut.weight ? cut.weight + weight_offset(p, k0) : nullptr;
     for (int64_t c0 = 0; c0 < p.c; c0 += p.depth) {
       const int64_t channels = smaller(p.depth, p.c - c0), u_point = channels * lanes + kPadding;
       if (!cut.weight) {
-        float* made = floats(kSlotPiece, piece(p.depth, kWide));
+        float* made = scratch_floats(kSlotPiece, piece(p.depth, kWide));
         transform_weight(p, c0, channels, k0, lanes, made, u_point);
         u = made;
       }
@@ -301,7 +294,7 @@ void conv2d_winograd_backward_data(const Conv2dShape& g, const float* dy, const 
                                    float* dx) {
   // turned so that the weights of a group of output channels lie together: [kWide outputs][tap][k][kWide]
   const int64_t wide = ceil_div(g.c, kWide), tap_size = g.k * kWide;
-  float* turned = floats(kSlotTurned, wide * 9 * tap_size);
+  float* turned = scratch_floats(kSlotTurned, wide * 9 * tap_size);
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < 9 * wide; ++task) {
     const int64_t tap = task / wide, c0 = task % wide * kWide;

@@ -5,12 +5,10 @@
 #include "cpu/depthwise_stride2.h"
 
 #include "cpu/simd.h"
+#include "cpu/sizes.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
-
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <typename Load>
 MEDMPI_INLINE void load_taps(const float* weight, int64_t channels, const Load& get, Vec (&tap)[9]) {

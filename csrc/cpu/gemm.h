@@ -4,6 +4,7 @@
 // cache), and each thread packs a panel of B and runs all row tiles over it while the panel is in the first-level one.
 // Threads share out columns, so every element is summed in the same order whatever their number.
 // Scratch slots: 8 (packed A, of the calling thread), 9 (packed panels, of each thread).
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -64,8 +65,6 @@ inline TileKernel gemm_kernel(int64_t rows) {
 
 /// The first row of nearly equal tile `i` of `tiles` over `rows`: no tile is left with a row or two.
 inline int64_t tile_begin(int64_t rows, int64_t tiles, int64_t i) { return rows * i / tiles; }
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 inline void gemm_pack_a(const Gemm& g, int64_t row, int64_t rows, int64_t p0, int64_t depth, float* to) {
   const float* from = g.a + row * g.a_row + p0 * g.a_col;

@@ -8,6 +8,7 @@
 // (lists) of each thread, 12 (gradients of the chunks) of the calling thread.
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/pixels.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "cpu/tile.h"
 #include "ops/scratch.h"
@@ -23,10 +24,6 @@ constexpr int64_t kMaxChunks = 16, kMinChunks = 8;
 // outer one also if it is not read too often for that.
 constexpr int64_t kNear = 256, kFar = 1024, kRepeats = 8;
 constexpr int64_t kLine = 16;  // floats of a cache line
-
-constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// What is asked for ahead while a register tile passes pixel i: channels [begin, end) of pixel rows[i].
 struct Ahead {

@@ -21,14 +21,21 @@ struct Buffers {
 
 }  // namespace
 
-void* scratch(int slot, size_t bytes) {
-  thread_local Buffers buffers;
-  if (buffers.size[slot] >= bytes && buffers.data[slot]) return buffers.data[slot];
+void* map_pages(size_t bytes, size_t& size) {
   const size_t page = bytes >= kHugePage ? kHugePage : size_t{1} << 16;
-  const size_t size = (bytes + page) / page * page;
+  size = (bytes + page) / page * page;
   void* fresh = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (fresh == MAP_FAILED) return nullptr;
   if (size >= kHugePage) madvise(fresh, size, MADV_HUGEPAGE);
+  return fresh;
+}
+
+void* scratch(int slot, size_t bytes) {
+  thread_local Buffers buffers;
+  if (buffers.size[slot] >= bytes && buffers.data[slot]) return buffers.data[slot];
+  size_t size = 0;
+  void* fresh = map_pages(bytes, size);
+  if (!fresh) return nullptr;
   if (buffers.data[slot]) munmap(buffers.data[slot], buffers.size[slot]);
   buffers.data[slot] = fresh;
   buffers.size[slot] = size;

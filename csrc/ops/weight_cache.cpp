@@ -7,7 +7,6 @@
 namespace medmpi {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 thread_local WeightCache* current = nullptr;
 
 }  // namespace
@@ -45,16 +44,15 @@ WeightCache::Use::~Use() {
 float* packed_weights(int slot, int64_t count, bool& ready) {
   const size_t bytes = static_cast<size_t>(count) * sizeof(float);
   ready = false;
-  if (!current) return static_cast<float*>(scratch(slot, bytes));
+  if (!current) return scratch_floats(slot, count);
   if (current->ready_ && bytes <= current->size_) {
     ready = true;
     return current->data_;
   }
   current->release();
-  const size_t page = bytes >= kHugePage ? kHugePage : size_t{1} << 12, size = (bytes + page) / page * page;
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return static_cast<float*>(scratch(slot, bytes));
-  if (size >= kHugePage) madvise(data, size, MADV_HUGEPAGE);
+  size_t size = 0;
+  void* data = map_pages(bytes, size);
+  if (!data) return scratch_floats(slot, count);
   current->data_ = static_cast<float*>(data);
   current->size_ = size;
   return current->data_;
