@@ -111,9 +111,18 @@ class BatchNorm2d(Layer):
         out = dy if overwrite and (dresidual is not None or not self.residual) else None
         gamma = self.p["weight"]
         if statistics is None:
-            grads = self.g if self.exact is None else {"weight": None, "bias": None}
+            grads = self.g if self.exact is None else {}
             dx, dgamma, dbeta = K.batch_norm_backward(
-                dy, x, gamma, mean, rstd, y=y, dgamma=grads["weight"], dbeta=grads["bias"], dresidual=dresidual, out=out
+                dy,
+                x,
+                gamma,
+                mean,
+                rstd,
+                y=y,
+                dgamma=grads.get("weight"),
+                dbeta=grads.get("bias"),
+                dresidual=dresidual,
+                out=out,
             )
             if self.exact is not None:
                 self.exact.totals["weight"] += dgamma
