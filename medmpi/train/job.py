@@ -62,6 +62,21 @@ class Job:
         shape = f"{h}x{w}x{self.dataset.channels}"
         return f"{self.options.model} {shape}, {len(self.dataset.classes)} classes, {count} parameters"
 
+    def spec(self) -> models.ModelSpec:
+        """The model as a checkpoint describes it to whoever uses it later."""
+        o, data = self.options, self.dataset
+        options = {name: getattr(o, name) for name in ("stem", "dropout", "width")}
+        return models.ModelSpec(
+            name=o.model,
+            task=data.task,
+            classes=data.classes,
+            channels=data.channels,
+            image_size=data.image_size,
+            mean=tuple(float(value) for value in data.mean),
+            std=tuple(float(value) for value in data.std),
+            options={name: value for name, value in options.items() if value is not None},
+        )
+
     def transform(self, epoch: int) -> Transform | None:
         """The augmentation of an epoch; None if there is none."""
         return None if self.augment is None else self.augment.at(self.options.seed, epoch)

@@ -59,6 +59,7 @@ class Saver:
             "medmpi.version": __version__,
             "epoch": str(position.epoch),
             "classes": "\n".join(job.dataset.classes),
+            **job.spec().to_metadata(),
         }
         if scores is not None:
             # The finished epoch this belongs to: after a partial one (max_steps) the next number.
