@@ -21,7 +21,8 @@ ALLOWED = {
     "data": {"kernels"},
     "parallel": {"kernels"},
     "train": {"kernels", "nn", "models", "data", "parallel"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train"},
+    "export": {"kernels", "nn", "models"},
+    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 

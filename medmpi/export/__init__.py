@@ -1,0 +1,1 @@
+"""Trained models in other programs' formats. Needs the extra ``medmpi[export]``."""
