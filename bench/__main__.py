@@ -22,6 +22,7 @@ FAMILIES = (
     "ranks",
     "memory",
     "allreduce",
+    "work",
 )
 
 

@@ -8,6 +8,18 @@ from .exact import ExactSums
 from .launch import start
 from .statistics import RankStatistics
 from .timing import Account, Timer
+from .work import Outcome, collect, pull
 from .world import World
 
-__all__ = ["Account", "ExactSums", "GradientBuckets", "RankStatistics", "Timer", "World", "start"]
+__all__ = [
+    "Account",
+    "ExactSums",
+    "GradientBuckets",
+    "Outcome",
+    "RankStatistics",
+    "Timer",
+    "World",
+    "collect",
+    "pull",
+    "start",
+]

@@ -45,6 +45,8 @@ class World:
         self.seconds = {"comm": 0.0, "wait": 0.0}
         self.reproducible = False
         self._segments: list[Segments] = []
+        self._channel: Any = None
+        self._channels = 0
         self._watch = Watch(self)
         guard.groups.append(self._watch)
 
@@ -278,6 +280,19 @@ class World:
                 comm, self._guard, timeout=self.timeout, node_key=self.node, library=self.library, spin=self._spin
             )
 
+    def channel(self) -> tuple[Any, int]:
+        """A communicator for messages outside collective operations and a tag for this use of it. Collective.
+
+        (None, 0) where there is no MPI.
+        """
+        if self.comm is None:
+            return None, 0
+        if self._channel is None:
+            with self.guard("open a channel"):
+                self._channel = self.comm.Dup()
+        self._channels += 1
+        return self._channel, self._channels % (1 << 14)
+
     def _charge(self, comm: float, wait: float) -> None:
         self.seconds["comm"] += comm
         self.seconds["wait"] += wait
@@ -289,7 +304,7 @@ class World:
         if self._watch in self._guard.groups:
             self.barrier("close")
             self._guard.groups.remove(self._watch)
-            for comm in (self.local_comm, self.leaders, self.comm):
+            for comm in (self._channel, self.local_comm, self.leaders, self.comm):
                 if comm is not None:
                     comm.Free()
 
