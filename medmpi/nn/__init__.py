@@ -15,6 +15,7 @@ from .layers_resize import Pad2d, Upsample
 from .losses import CrossEntropy, DiceCrossEntropy, Loss
 from .optim import SGD, Adam, AdamW, Optimizer, clip_gradients, gradient_norm
 from .parameters import Parameters
+from .pretrained import Loaded, head_of, load_pretrained
 from .schedule import Schedule
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Initializer",
     "Layer",
     "Linear",
+    "Loaded",
     "Loss",
     "MaxPool2d",
     "Node",
@@ -57,7 +59,9 @@ __all__ = [
     "constant",
     "fan_uniform",
     "gradient_norm",
+    "head_of",
     "kaiming_normal",
+    "load_pretrained",
     "losses",
     "normal",
     "optim",

@@ -50,7 +50,7 @@ class ExactGradients:
         self._grad = parameters.grad
         for node in parameters.graph.nodes:
             names = node.layer.parameter_specs()
-            if names:
+            if names and not node.layer.frozen:
                 views = {name: parameters.view(self.total, f"{node.name}.{name}") for name in names}
                 node.layer.exact = Totals(samples, views)
         parameters.exact = self

@@ -13,7 +13,7 @@ def _with(layer: BatchNorm2d, *, relu: bool, residual: bool) -> BatchNorm2d:
     fused = BatchNorm2d(
         layer.channels, eps=layer.eps, momentum=layer.momentum, relu=relu, residual=residual, init=layer.init
     )
-    fused.name, fused.p, fused.g, fused.b = layer.name, layer.p, layer.g, layer.b
+    fused.name, fused.p, fused.g, fused.b, fused.frozen = layer.name, layer.p, layer.g, layer.b, layer.frozen
     return fused
 
 
@@ -23,7 +23,7 @@ def _with_relu(layer: Conv2d) -> Conv2d:
         layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
         dilation=layer.dilation, groups=layer.groups, bias=layer.bias, relu=True, init=layer.init,
     )  # fmt: skip
-    fused.name, fused.p, fused.g, fused.b = layer.name, layer.p, layer.g, layer.b
+    fused.name, fused.p, fused.g, fused.b, fused.frozen = layer.name, layer.p, layer.g, layer.b, layer.frozen
     return fused
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -102,15 +102,18 @@ class Graph:
         return self._plan
 
     def forward(self, *xs: Array, context: Context | None = None) -> tuple[tuple[Array, ...], list[Any]]:
-        """The outputs, and what ``backward`` needs (nothing but None unless ``context.train``).
+        """The outputs, and what ``backward`` needs (nothing but None unless ``context.train`` or ``context.keep``).
 
-        Values that nobody will read again are dropped at once. The inputs are never written to.
+        Values that nobody will read again are dropped at once. The inputs are never written to. Nodes that no gradient
+        reaches because what is behind them is frozen work as in inference and keep nothing.
         """
         context = context or Context()
         if len(xs) != self.n_inputs:
             raise ValueError(f"Graph.forward: {len(xs)} inputs, expected {self.n_inputs}")
         plan = self.plan()
-        overwrite = plan.overwrite_train if context.train else plan.overwrite_infer
+        keep = context.train or context.keep
+        overwrite = plan.overwrite_train if keep else plan.overwrite_infer
+        inference = replace(context, train=False)
         values: list[Array | None] = [*xs, *[None] * len(self.nodes)]
         saved: list[Any] = []
         for i, node in enumerate(self.nodes):
@@ -118,13 +121,14 @@ class Graph:
             for v in plan.dies[i]:
                 values[v] = None
             try:
-                y, kept = node.layer.forward(*ins, context=context, overwrite=overwrite[i])  # type: ignore[arg-type]
+                where = inference if plan.settled[i] else context
+                y, kept = node.layer.forward(*ins, context=where, overwrite=overwrite[i])  # type: ignore[arg-type]
             except Exception as error:
                 error.add_note(f"in forward of {node.name}, {node.layer!r}")
                 raise
             del ins
             values[self.n_inputs + i] = y
-            saved.append(kept if context.train else None)
+            saved.append(kept if keep and (context.keep or not plan.settled[i]) else None)
             del y, kept
         return tuple(values[v] for v in self.outputs), saved  # type: ignore[misc]
 
@@ -182,6 +186,12 @@ class Graph:
         if missing:
             raise ValueError(f"Graph.backward: nobody reads inputs {missing}, expected all read for their gradients")
         return tuple(grads[v][0] for v in range(self.n_inputs))
+
+    def freeze(self, names: Collection[str]) -> None:
+        """Freezes the layers of the nodes ``names``; build ``Parameters`` afterwards. KeyError for an unknown name."""
+        for name in names:
+            self[name].frozen = True
+        self._plan = None
 
     def split(self, cuts: Sequence[int]) -> list[Graph]:
         """Consecutive stages, cut before the nodes ``cuts``. Values alive at a cut leave one stage and enter the next.

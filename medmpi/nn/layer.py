@@ -46,7 +46,8 @@ class Context:
 
     ``first_sample`` is the index of this rank's first sample within the global batch and ``step`` the number of the
     training step: with ``seed`` and a layer's name they key its random numbers, so that any number of ranks draws the
-    same ones. With ``statistics``, batch normalisation uses the batch of all ranks.
+    same ones. With ``statistics``, batch normalisation uses the batch of all ranks. ``keep`` makes a pass that is not
+    training keep what ``backward`` needs: gradients of the network as it is used, for explanations.
     """
 
     train: bool = True
@@ -54,6 +55,7 @@ class Context:
     step: int = 0
     first_sample: int = 0
     statistics: Statistics | None = None
+    keep: bool = False
 
     def key(self, name: str) -> int:
         """A 63-bit key for the random numbers of the layer ``name`` in this step."""
@@ -76,7 +78,8 @@ class Layer:
 
     ``p`` and ``g`` (parameters and their gradients) are set by ``Parameters`` as views of its flat arrays; ``b`` holds
     buffers, which training updates without gradients. ``name`` is the node's name, set by ``Graph.add``. With
-    ``exact``, set by ``ExactGradients``, gradients go there instead of to ``g``.
+    ``exact``, set by ``ExactGradients``, gradients go there instead of to ``g``. A ``frozen`` layer (``Graph.freeze``)
+    computes no gradients of its parameters and works as in inference.
     """
 
     keeps_output: bool = False
@@ -90,6 +93,7 @@ class Layer:
         self.g: dict[str, Array] = {}
         self.b: dict[str, NDArray[Any]] = {name: value.copy() for name, value in self.buffer_specs().items()}
         self.exact: Totals | None = None
+        self.frozen = False
         self.init = dict(init or {})
         unknown = self.init.keys() - self.parameter_specs().keys()
         if unknown:
@@ -118,6 +122,8 @@ class Layer:
 
     def add_gradient(self, name: str, kernel: Callable[..., Array], *batch: Array, **options: Any) -> None:
         """Adds ``kernel(*batch, **options)``, the gradient of a parameter, to where it belongs."""
+        if self.frozen:
+            return
         if self.exact is None:
             kernel(*batch, out=self.g[name], **options)
             return

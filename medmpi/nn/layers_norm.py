@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,14 @@ from .initialise import Initializer, constant
 from .layer import Context, Layer, Moments, ParameterSpec, Shape, Statistics, image_shape
 
 
+@dataclass(frozen=True)
+class _Fixed:
+    """What backward needs of a pass with running statistics."""
+
+    x: Array
+    y: Array | None
+
+
 class BatchNorm2d(Layer):
     """``(x - mean) / sqrt(var + eps) * weight + bias`` per channel, as ``torch.nn.BatchNorm2d``.
 
@@ -21,7 +30,7 @@ class BatchNorm2d(Layer):
     it (None: their plain average), the variance unbiased; otherwise the running ones are used. With
     ``context.statistics`` the batch is that of all ranks: results and gradients are those of one rank holding it all,
     and a rank without samples takes part. ``residual`` adds a second input to the result and ``relu`` then clips it,
-    in the same pass; ``Graph.fuse`` sets both.
+    in the same pass; ``Graph.fuse`` sets both. A frozen one uses and keeps its running statistics also while training.
     """
 
     def __init__(
@@ -53,12 +62,12 @@ class BatchNorm2d(Layer):
         x = xs[0]
         residual = xs[1] if self.residual else None
         gamma, beta = self.p["weight"], self.p["bias"]
-        if not context.train:
+        if not context.train or self.frozen:
             y = K.batch_norm_inference(
                 x, gamma, beta, self.b["running_mean"], self.b["running_var"],
                 eps=self.eps, relu=self.relu, residual=residual, out=x if overwrite else None,
             )  # fmt: skip
-            return y, None
+            return y, _Fixed(x, y if self.relu else None)
         count, mean, m2 = self._moments(x, context.statistics)
         if count == 1:
             raise ValueError(f"{self.name}: 1 value per channel, expected more for batch statistics")
@@ -105,6 +114,8 @@ class BatchNorm2d(Layer):
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
     ) -> tuple[Array | None, ...]:
+        if isinstance(saved, _Fixed):
+            return self._backward_fixed(dy, saved)
         x, y, mean, rstd, count, statistics = saved
         # without a ReLU the residual's gradient is dy itself
         dresidual = K.empty(dy.shape) if self.residual and self.relu else None
@@ -136,6 +147,22 @@ class BatchNorm2d(Layer):
             dx = K.batch_norm_backward_apply(
                 dy, x, gamma, mean, rstd, sum_dy, sum_dy_xhat, count, y, dresidual=dresidual, out=out
             )
+        if self.residual:
+            return dx, dy if dresidual is None else dresidual
+        return (dx,)
+
+    def _backward_fixed(self, dy: Array, saved: _Fixed) -> tuple[Array | None, ...]:
+        """With running statistics the layer is a scale and a shift per channel."""
+        x, y = saved.x, saved.y
+        mean = self.b["running_mean"].astype(np.float64)
+        rstd = 1.0 / np.sqrt(self.b["running_var"].astype(np.float64) + self.eps)
+        if not self.frozen:
+            sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
+            self.g["bias"] += sum_dy.astype(np.float32)
+            self.g["weight"] += sum_dy_xhat.astype(np.float32)
+        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
+        none = np.zeros(self.channels)  # statistics that do not depend on x send nothing back through them
+        dx = K.batch_norm_backward_apply(dy, x, self.p["weight"], mean, rstd, none, none, 1, y, dresidual=dresidual)
         if self.residual:
             return dx, dy if dresidual is None else dresidual
         return (dx,)

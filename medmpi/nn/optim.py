@@ -24,6 +24,29 @@ class Optimizer:
         if not (isfinite(lr) and lr >= 0):
             raise ValueError(f"{type(self).__name__}: lr is {lr}, expected a finite number >= 0")
         self.parameters, self.lr, self.steps = parameters, lr, 0
+        self._rates: list[tuple[slice, float]] = [(slice(None), 1.0)]
+
+    def scale_rates(self, factors: Mapping[str, float]) -> None:
+        """Layer-wise rates: the layer of each node named trains with ``lr`` times its factor, the others with ``lr``.
+
+        ValueError for a name without trained parameters or a factor that is not a finite number >= 0.
+        """
+        slices = self.parameters.slices
+        for name, factor in factors.items():
+            if name not in slices or not (isfinite(factor) and factor >= 0):
+                raise ValueError(
+                    f"{type(self).__name__}: rate of {name!r} times {factor}, expected a node with trained parameters"
+                    " and a finite factor >= 0"
+                )
+        rates: list[tuple[slice, float]] = []
+        for name, part in sorted(slices.items(), key=lambda item: item[1].start):
+            factor = factors.get(name, 1.0)
+            if part.stop == part.start:
+                continue
+            if rates and rates[-1][1] == factor and rates[-1][0].stop == part.start:
+                part = slice(rates.pop()[0].start, part.stop)
+            rates.append((part, factor))
+        self._rates = rates
 
     def step(self) -> None:
         """One step with the gradients as they are; gradients are left alone."""
@@ -92,11 +115,14 @@ class SGD(Optimizer):
         self.slots = ("momentum_buffer",) if momentum else ()
 
     def step(self) -> None:
-        K.sgd_step(
-            self.parameters.value, self.parameters.grad, self.momentum_buffer, lr=self.lr, momentum=self.momentum,
-            dampening=self.dampening if self.steps else 0.0,  # the buffer starts as the first gradient itself
-            nesterov=self.nesterov, weight_decay=self.weight_decay,
-        )  # fmt: skip
+        value, grad, buffer = self.parameters.value, self.parameters.grad, self.momentum_buffer
+        for part, factor in self._rates:
+            K.sgd_step(
+                value[part], grad[part], None if buffer is None else buffer[part], lr=self.lr * factor,
+                momentum=self.momentum,
+                dampening=self.dampening if self.steps else 0.0,  # the buffer starts as the first gradient itself
+                nesterov=self.nesterov, weight_decay=self.weight_decay,
+            )  # fmt: skip
         self.steps += 1
 
 
@@ -126,11 +152,13 @@ class Adam(Optimizer):
 
     def step(self) -> None:
         self.steps += 1
-        K.adam_step(
-            self.parameters.value, self.parameters.grad, self.exp_avg, self.exp_avg_sq, lr=self.lr,
-            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay,
-            decoupled=self.decoupled, step=self.steps,
-        )  # fmt: skip
+        value, grad = self.parameters.value, self.parameters.grad
+        for part, factor in self._rates:
+            K.adam_step(
+                value[part], grad[part], self.exp_avg[part], self.exp_avg_sq[part], lr=self.lr * factor,
+                beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay,
+                decoupled=self.decoupled, step=self.steps,
+            )  # fmt: skip
 
 
 class AdamW(Adam):

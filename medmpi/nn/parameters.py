@@ -29,15 +29,24 @@ class Parameters:
     ``slices`` maps a node's name to its part of both; the parts follow each other without gaps, from the last node to
     the first, so that a run of finished gradients is one slice. Elements between parameters (for alignment) stay 0.
     ``allocate(n)`` makes the gradient's float32 array, which lets gradients live in memory shared with other ranks.
+
+    The parameters of frozen layers lie in ``fixed``, have no gradients and are not counted or named here: nothing that
+    optimizes, reduces or saves the state of training meets them. Weights files hold them (``nn.checkpoint``).
     """
 
     def __init__(self, graph: Graph, *, seed: int = 0, allocate: Callable[[int], Array] | None = None) -> None:
         self.graph = graph
         self.slices: dict[str, slice] = {}
         self._views: dict[str, tuple[int, tuple[int, ...]]] = {}  # parameter name -> offset, shape
-        end = 0
+        end = frozen = 0
+        fixed: dict[str, slice] = {}
         for node in reversed(graph.nodes):
             start = end
+            if node.layer.frozen:
+                for name, spec in node.layer.parameter_specs().items():
+                    fixed[f"{node.name}.{name}"] = slice(frozen, frozen + prod(spec.shape))
+                    frozen += -(-prod(spec.shape) // _ALIGN) * _ALIGN
+                continue
             for name, spec in node.layer.parameter_specs().items():
                 self._views[f"{node.name}.{name}"] = end, spec.shape
                 end += -(-prod(spec.shape) // _ALIGN) * _ALIGN
@@ -49,19 +58,24 @@ class Parameters:
             raise ValueError(
                 f"Parameters: allocate gave {self.grad.dtype} {self.grad.shape}, expected float32 ({end},)"
             )
-        self.value.fill(0)
-        self.grad.fill(0)
+        self.fixed: Array = _allocate(frozen)
+        for array in (self.value, self.grad, self.fixed):
+            array.fill(0)
         for node in graph.nodes:
             layer = node.layer
             specs = layer.parameter_specs()
             layer.p.clear()  # the dictionaries stay: a fused node shares them
-            layer.p.update((name, self.view(self.value, f"{node.name}.{name}")) for name in specs)
             layer.g.clear()
+            if layer.frozen:
+                parts = ((name, fixed[f"{node.name}.{name}"]) for name in specs)
+                layer.p.update((name, self.fixed[part].reshape(specs[name].shape)) for name, part in parts)
+                continue
+            layer.p.update((name, self.view(self.value, f"{node.name}.{name}")) for name in specs)
             layer.g.update((name, self.view(self.grad, f"{node.name}.{name}")) for name in specs)
         self.initialise(seed)
 
     def initialise(self, seed: int) -> None:
-        """Draws every parameter anew; each depends on ``seed`` and its own name alone."""
+        """Draws every parameter anew, frozen ones too; each depends on ``seed`` and its own name alone."""
         for node in self.graph.nodes:
             for name, spec in node.layer.parameter_specs().items():
                 draw = node.layer.init.get(name, spec.initialise)
@@ -69,12 +83,13 @@ class Parameters:
                 node.layer.p[name][...] = draw(rng, spec.shape, spec.fan_in, spec.fan_out)
 
     def __len__(self) -> int:
-        """The number of parameters, alignment not counted."""
+        """The number of parameters that are trained, alignment not counted."""
         return sum(prod(shape) for _, shape in self._views.values())
 
     def names(self) -> list[str]:
         """Names of all parameters, first node first."""
-        return [f"{node.name}.{name}" for node in self.graph.nodes for name in node.layer.parameter_specs()]
+        nodes = [node for node in self.graph.nodes if not node.layer.frozen]
+        return [f"{node.name}.{name}" for node in nodes for name in node.layer.parameter_specs()]
 
     def view(self, flat: NDArray[Real], name: str) -> NDArray[Real]:
         """The part of ``flat`` (value, grad, or an optimizer's array like them) that belongs to one parameter."""

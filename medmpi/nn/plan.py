@@ -10,11 +10,15 @@ from .layer import Layer
 
 @dataclass(frozen=True)
 class Plan:
-    """``dies[i]`` are the values node i reads last; ``overwrite_*[i]``: whether it may use its first input's memory."""
+    """``dies[i]`` are the values node i reads last; ``overwrite_*[i]``: whether it may use its first input's memory.
+
+    ``settled[i]``: node i is frozen or behind frozen ones, and no parameter that is trained lies behind it.
+    """
 
     dies: list[tuple[int, ...]]
     overwrite_train: list[bool]
     overwrite_infer: list[bool]
+    settled: list[bool]
     _needs: list[bool]
     _needs_with_inputs: list[bool]
 
@@ -53,7 +57,14 @@ class Plan:
         def needs(given: bool) -> list[bool]:
             needed = [given] * n_inputs
             for layer, ins in zip(layers, inputs, strict=True):
-                needed.append(bool(layer.parameter_specs()) or any(needed[v] for v in ins))
+                trained = bool(layer.parameter_specs()) and not layer.frozen
+                needed.append(trained or any(needed[v] for v in ins))
             return needed
 
-        return cls([tuple(d) for d in dies], overwrite(True), overwrite(False), needs(False), needs(True))
+        frozen = [False] * n_inputs
+        for layer, ins in zip(layers, inputs, strict=True):
+            frozen.append(layer.frozen or any(frozen[v] for v in ins))
+        needed = needs(False)
+        settled = [f and not n for f, n in zip(frozen, needed, strict=True)][n_inputs:]
+
+        return cls([tuple(d) for d in dies], overwrite(True), overwrite(False), settled, needed, needs(True))

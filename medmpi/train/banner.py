@@ -29,11 +29,18 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
         f"medmpi {__version__}: {ranks}, {job.threads} thread{'s' * (job.threads > 1)} each, {world.library}",
         f"kernels: {K.backend()}" + (f", {norm}" if world.size > 1 else ""),
         f"data: {job.dataset.describe()}",
-        f"model: {o.model}, {len(job.parameters):,} parameters, input {image}, {multiply_adds / 1e6:,.0f} M MACs",
+        f"model: {o.model}, {parameter_count(job)}, input {image}, {multiply_adds / 1e6:,.0f} M MACs",
         f"training: {o.optimizer}, lr {job.base_lr:g} {o.schedule}, {batch}, {steps}",
         f"memory: about {expected_bytes(job, local) / 2**20:,.0f} MiB per rank",
         f"run folder: {folder}",
     ]
+
+
+def parameter_count(job: Job) -> str:
+    """'11,173,962 parameters', and how many of them are trained where some are frozen."""
+    whole = sum(info.parameters for info in job.graph.describe((1, *job.dataset.image_size, job.dataset.channels)))
+    trained = len(job.parameters)
+    return f"{whole:,} parameters" + (f" ({trained:,} trained)" if trained != whole else "")
 
 
 def expected_bytes(job: Job, local_batch: int) -> int:

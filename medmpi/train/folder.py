@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from medmpi.train.failure import ERROR, USAGE, Failure
@@ -50,9 +51,9 @@ def _numbered(parent: Path, name: str, resume: bool) -> Path:
     return newest if resume and newest is not None else candidate
 
 
-def make_writable(folder: Path) -> None:
-    """Makes the folder and its checkpoints folder and writes a test file into each; Failure with the path otherwise."""
-    for place in (folder, folder / "checkpoints"):
+def make_writable(folder: Path, parts: Sequence[str] = ("checkpoints",)) -> None:
+    """Makes the folder and its parts and writes a test file into each; Failure with the path otherwise."""
+    for place in (folder, *(folder / part for part in parts)):
         try:
             place.mkdir(parents=True, exist_ok=True)
             probe = place / f".write-test.{os.getpid()}"

@@ -14,6 +14,7 @@ from medmpi import models, nn, parallel
 from medmpi.data import Augment, Batch, DataError, Dataset, Task, Transform, class_counts, open_dataset
 from medmpi.train.config import parse_augment
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
+from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.options import Options
 from medmpi.train.rate import Rate
 
@@ -24,7 +25,7 @@ _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classificatio
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
 _SMOOTH = 1.0
 _PARTS = 32  # of a batch, with --reproducible
-_DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
+DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
 
 @dataclass
@@ -93,7 +94,7 @@ def build_job(options: Options, world: World) -> Job:
     """Builds the job on every rank; Failure with one line and exit code where settings and data do not fit."""
     if options.threads is not None:
         K.set_threads(options.threads)
-    dataset = together(world, lambda: _open(options))
+    dataset = together(world, lambda: open_data(options))
     options = settle(options, dataset.task)
     _check_ranks(options, world)
     world.reproducible = options.reproducible
@@ -111,13 +112,13 @@ def build_job(options: Options, world: World) -> Job:
     )
     exact = nn.ExactGradients(parameters, part_of(options.batch_size)) if options.reproducible else None
     joint = options.sync_batchnorm and (world.size > 1 or options.reproducible)
-    base_lr = options.lr or _DEFAULT_LR[options.optimizer]
+    base_lr = options.lr or DEFAULT_LR[options.optimizer]
     return Job(
         options=options,
         dataset=dataset,
         graph=graph,
         parameters=parameters,
-        optimizer=_optimizer(options, parameters, base_lr),
+        optimizer=together(world, lambda: _optimizer(options, parameters, base_lr)),
         rate=Rate(options, base_lr, -(-train // options.batch_size)),
         criterion=criterion,
         buckets=parallel.ExactSums(exact, world) if exact else parallel.GradientBuckets(parameters, world),
@@ -160,7 +161,8 @@ def _check_ranks(options: Options, world: World) -> None:
         )
 
 
-def _open(options: Options) -> Dataset:
+def open_data(options: Options) -> Dataset:
+    """The data that the settings name; Failure where it cannot be used or does not fit the model."""
     size = options.image_size
     try:
         dataset = open_dataset(
@@ -214,10 +216,20 @@ def _network(options: Options, dataset: Dataset) -> nn.Graph:
         )
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
-    return graph.fuse()
+    graph = graph.fuse()
+    freeze(graph, options.freeze)
+    return graph
 
 
 def _optimizer(options: Options, parameters: nn.Parameters, lr: float) -> nn.optim.Optimizer:
+    optimizer = _make_optimizer(options, parameters, lr)
+    factors = layer_rates(parameters.graph, options.layer_lr)
+    if factors:
+        optimizer.scale_rates(factors)
+    return optimizer
+
+
+def _make_optimizer(options: Options, parameters: nn.Parameters, lr: float) -> nn.optim.Optimizer:
     if options.optimizer == "sgd":
         return nn.SGD(
             parameters,

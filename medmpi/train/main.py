@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from medmpi.train.config import ConfigError, build_parser, parse
 from medmpi.train.failure import BAD_DATA, DONE, ERROR, INTERRUPTED, REQUEUE, USAGE, Failure, StopRequested
@@ -15,6 +15,17 @@ from medmpi.train.options import Options
 if TYPE_CHECKING:
     from medmpi.parallel import World
 
+
+class Settings(Protocol):
+    """What any command's settings have."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a rank may keep the others waiting."""
+        ...
+
+
+T = TypeVar("T", bound=Settings)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
@@ -31,23 +42,42 @@ def launched_rank() -> int:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m medmpi.train") -> int:
     """Runs a training and returns its exit code. Every expected failure is one line on rank 0's stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+
+    def train(options: Options, world: World) -> None:
+        from medmpi.train.run import run
+
+        run(options, world)
+
+    return launch(argv, lambda: build_parser(prog).format_help(), lambda: parse(argv, prog), train)
+
+
+def launch(
+    argv: Sequence[str],
+    help_text: Callable[[], str],
+    read: Callable[[], T],
+    action: Callable[[T, World], None],
+) -> int:
+    """Runs ``action`` with the settings that ``read`` gives on rank 0, on all ranks; the exit code.
+
+    The settings must have ``timeout`` (seconds). Every expected failure is one line on rank 0's stderr.
+    """
     if "-h" in argv or "--help" in argv:
         if launched_rank() == 0:
-            print(build_parser(prog).format_help(), end="")
+            print(help_text(), end="")
         return DONE
-    options: Options | None = None
+    options: T | None = None
     problem: str | None = None
     if launched_rank() == 0:
         try:
-            options = parse(argv, prog)
+            options = read()
         except ConfigError as error:
             problem = str(error)
             if "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
                 return _fail(problem, USAGE)  # nobody else is waiting
-    return _run(options, problem)
+    return _run(options, problem, action)
 
 
-def _run(options: Options | None, problem: str | None) -> int:
+def _run(options: T | None, problem: str | None, action: Callable[[T, World], None]) -> int:
     from medmpi import parallel  # starts MPI
 
     # The settings are with rank 0 until the ranks have met, and so is the time limit that the user may have set.
@@ -57,10 +87,9 @@ def _run(options: Options | None, problem: str | None) -> int:
         return _fail(problem or "no settings", USAGE, world.rank)
     world.timeout = options.timeout
     from medmpi.data import DataError
-    from medmpi.train.run import run
 
     try:
-        run(options, world)
+        action(options, world)
     except Failure as failure:
         return _fail(str(failure), failure.code, world.rank)
     except DataError as error:  # met by one rank in the middle of the run

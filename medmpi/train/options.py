@@ -59,6 +59,26 @@ class Options:
     width: int | None = _option(None, "model", "channels of the first stage, where the network has a choice", low=1)
     dropout: float | None = _option(None, "model", "dropout probability, where the network has one", low=0.0, below=1.0)
 
+    init: str | None = _option(
+        None,
+        "model",
+        "start from a .safetensors file with torch's names (of torchvision, timm or a run) or from a run folder",
+        metavar="FILE",
+    )
+    freeze: str = _option(
+        "none",
+        "model",
+        "do not train: features (all but the last layer), or a list of layers such as conv1,bn1,layer1",
+        metavar="LIST",
+    )
+    layer_lr: str = _option(
+        "1",
+        "optimisation",
+        "learning rates by layer: a factor per block on the way from the last to the first (0.7), or a list such as "
+        "layer1=0.1,fc=2",
+        metavar="RATES",
+    )
+
     epochs: int = _option(8, "optimisation", "passes over the training split", low=1)
     max_steps: int | None = _option(None, "optimisation", "stop after this many steps in all", low=1)
     batch_size: int = _option(0, "optimisation", "images per step over all ranks (0: 64, for segmentation 16)", low=0)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from medmpi.train.checkpoints import Checkpoints
 from medmpi.train.config import to_toml
 from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested, on_root
+from medmpi.train.initial import initialise_from
 from medmpi.train.job import Job, build_job
 from medmpi.train.log import MetricsLog, RankLog, finite, write_whole
 from medmpi.train.metrics import Scores
@@ -29,7 +30,18 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
 
 
-def run(options: Options, world: World) -> None:
+@dataclass
+class Outcome:
+    """A finished run: its parts with the best weights, and the test scores as in test.json (None without a split)."""
+
+    job: Job
+    folder: Path
+    epoch: int
+    test: dict[str, Any] | None
+    seconds: float
+
+
+def run(options: Options, world: World) -> Outcome:
     """Trains, evaluates the test split with the best weights and writes the report. Collective.
 
     Failure where something a user can mend is wrong; StopRequested after a signal, with the checkpoint written.
@@ -46,6 +58,9 @@ def run(options: Options, world: World) -> None:
             "start", version=__version__, ranks=world.size, node=world.node, pid=os.getpid(), options=asdict(options)
         )
         resumed = saver.restore() if options.resume else None
+        if options.init is not None and resumed is None:
+            for line in initialise_from(options.init, job, world):
+                say(line)
         metrics = _open_files(folder, job, world, resumed)
         hooks = Hooks(
             say=say,
@@ -60,7 +75,7 @@ def run(options: Options, world: World) -> None:
             _tell_resumed(resumed, job, hooks)
         try:
             trainer.run()
-            _finish(trainer, folder, world, say, started)
+            epoch, test = _finish(trainer, folder, world, say, started)
         except StopRequested as request:
             log.event("stopped", where=str(request))
             raise
@@ -68,6 +83,7 @@ def run(options: Options, world: World) -> None:
             if metrics is not None:
                 metrics.close()
         log.event("done", seconds=time.monotonic() - started)
+    return Outcome(job, folder, epoch, test, trainer.position.seconds)
 
 
 def _open_files(folder: Path, job: Job, world: World, resumed: Resumed | None) -> MetricsLog | None:
@@ -119,8 +135,10 @@ def _tell_resumed(resumed: Resumed, job: Job, hooks: Hooks) -> None:
     hooks.event("resumed", step=p.step, epoch=p.epoch, step_in_epoch=p.step_in_epoch, lr=lr)
 
 
-def _finish(trainer: Trainer, folder: Path, world: World, say: Any, started: float) -> None:
-    """The test split with the epoch that validation chose, test.json and the report."""
+def _finish(
+    trainer: Trainer, folder: Path, world: World, say: Any, started: float
+) -> tuple[int, dict[str, Any] | None]:
+    """The test split with the epoch that validation chose, test.json and the report. The epoch and the test scores."""
     job = trainer.job
     epoch = trainer.saver.load_best()
     test: dict[str, Any] | None = None
@@ -143,6 +161,7 @@ def _finish(trainer: Trainer, folder: Path, world: World, say: Any, started: flo
         on_root(world, report)
     result = folder / ("report.html" if job.options.report else "metrics.csv")
     say(f"results in {result}; {clock(time.monotonic() - started)} in all")
+    return epoch, test
 
 
 def _write_json(path: Path, content: Any) -> None:

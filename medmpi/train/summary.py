@@ -11,6 +11,7 @@ import numpy as np
 from medmpi import __version__
 from medmpi import kernels as K
 from medmpi.data import class_counts, examples
+from medmpi.train.banner import parameter_count
 from medmpi.train.progress import clock
 from medmpi.train.report import Content
 from medmpi.train.state import Position
@@ -31,7 +32,7 @@ def report_content(job: Job, world: World, folder: Path, test: Mapping[str, Any]
     best = f"epoch {position.best_epoch}" if position.best_epoch else "–"
     facts = [
         ("data", dataset.describe()),
-        ("model", f"{o.model}, {len(job.parameters):,} parameters"),
+        ("model", f"{o.model}, {parameter_count(job)}"),
         ("ranks", f"{world.size} on {world.nodes} node(s), {job.threads} thread(s) each, {world.library}"),
         ("kernels", K.backend()),
         ("steps", f"{position.step:,} of {o.batch_size} images, {position.epoch} epochs finished, best {best}"),
