@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .partition import Ids
 from .random import Purpose, sample_bits
+from .reading import Reading
 from .source import Images, Source, Targets
 
 Task: TypeAlias = Literal["classification", "segmentation"]
@@ -23,11 +24,18 @@ class Split:
     """The samples of one part of a data set, numbered from 0.
 
     ``mean`` and ``std`` (float32, per channel, of pixels scaled to 0..1) are those of the training split in every split
-    of a data set.
+    of a data set. ``groups`` says whose each sample is, where the data tell.
     """
 
-    def __init__(self, name: str, source: Source, positions: Ids, labels: NDArray[np.int64] | None) -> None:
-        self.name, self.source, self.positions = name, source, positions
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        positions: Ids,
+        labels: NDArray[np.int64] | None,
+        groups: tuple[str, ...] | None = None,
+    ) -> None:
+        self.name, self.source, self.positions, self.groups = name, source, positions, groups
         self._labels = labels
         self.mean: NDArray[np.float32] = np.zeros(1, dtype=np.float32)
         self.std: NDArray[np.float32] = np.ones(1, dtype=np.float32)
@@ -61,7 +69,8 @@ class Split:
 class Dataset:
     """An open data set. ``std`` is 1 for a channel that is constant, so that normalising never divides by zero.
 
-    ``skipped`` holds one line for each file left out on request (``bad="skip"``).
+    ``skipped`` holds one line for each file left out on request (``bad="skip"``). ``reading`` is how files became
+    pixels, None where the data are pixels already.
     """
 
     name: str
@@ -74,13 +83,26 @@ class Dataset:
     mean: NDArray[np.float32] = field(repr=False)
     std: NDArray[np.float32] = field(repr=False)
     skipped: tuple[str, ...] = ()
+    reading: Reading | None = None
 
     def describe(self) -> str:
         """One line: task, size, classes and how many samples each split has."""
-        counts = ", ".join(f"{len(self.splits[name])} {name}" for name in SPLITS)
+        counts = ", ".join(f"{len(self.splits[name])} {name}{self._groups(name)}" for name in SPLITS)
         h, w = self.image_size
         skipped = f", {len(self.skipped)} bad files skipped" if self.skipped else ""
         return f"{self.spec}: {self.task}, {h}x{w}x{self.channels}, {len(self.classes)} classes, {counts}{skipped}"
+
+    def _groups(self, split: str) -> str:
+        groups = self.splits[split].groups
+        return "" if groups is None else f" (of {len(set(groups))} groups)"
+
+    def describe_classes(self) -> str | None:
+        """One line: how many samples of each class the splits have; None for segmentation."""
+        if self.task != "classification":
+            return None
+        counts = [class_counts(self, name) for name in SPLITS]
+        shown = [f"{name} {'/'.join(str(c[k]) for c in counts)}" for k, name in enumerate(self.classes)]
+        return f"{', '.join(shown[:20])}{' ...' if len(shown) > 20 else ''} (train/val/test)"
 
 
 def chunks(split: Split, sample_bytes: int) -> list[Ids]:

@@ -19,3 +19,7 @@ class DataError(Exception):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.cause}" + (f"; {self.advice}" if self.advice else "")
+
+
+class MissingPackage(DataError):
+    """A file needs a package that is not installed; never skipped as a bad file is."""

@@ -10,13 +10,14 @@ from typing import TypeAlias
 from . import phantom
 from .cifar10 import open_cifar10
 from .dataset import SPLITS, Dataset, Task
-from .folder import open_folder
+from .folder import open_folder, open_pairs
+from .nifti_set import open_nifti
 from .npz import open_npz
 from .opened import Opened, Part, assemble
 
 Size: TypeAlias = tuple[int, int] | None
 
-_SPECS = "phantom, npz:FILE, cifar10:DIR or folder:DIR"
+_SPECS = "phantom, npz:FILE, cifar10:DIR, folder:DIR, pairs:DIR or nifti:DIR"
 
 
 def open_dataset(
@@ -30,8 +31,8 @@ def open_dataset(
     """Open the data that ``spec`` names: ``kind``, ``kind:path`` or ``kind:path?option=value,option=value``.
 
     ``phantom`` or ``phantom:size=64,samples=2000,classes=3,channels=1`` is generated (``samples`` counts the training
-    split, the others get a quarter of it each). ``npz:FILE``, ``cifar10:DIR`` and ``folder:DIR`` are read; the options
-    of ``folder`` are ``bits=8..16``, ``bad=error|skip`` and ``masks=classes|binary``.
+    split, the others get a quarter of it each). ``npz:FILE``, ``cifar10:DIR``, ``folder:DIR``,
+    ``pairs:DIR`` and ``nifti:DIR`` are read; their modules list their options.
     ``task`` is found from the data unless given; the phantom has both. ``image_size`` (h, w) resizes every image.
     ``val_fraction`` is cut from training, stratified and by ``seed``, for each split that the files lack.
 
@@ -85,14 +86,19 @@ def _cifar10(path: str, task: Task | None, options: dict[str, str], _: Size) -> 
     return open_cifar10(path, task=task)
 
 
-def _folder(path: str, task: Task | None, options: dict[str, str], size: Size) -> Opened:
-    return open_folder(path, task=task, options=options, image_size=size)
+def _with_options(opener: Callable[..., Opened]) -> Callable[[str, Task | None, dict[str, str], Size], Opened]:
+    def call(path: str, task: Task | None, options: dict[str, str], size: Size) -> Opened:
+        return opener(path, task=task, options=options, image_size=size)
+
+    return call
 
 
 _FORMATS: dict[str, Callable[[str, Task | None, dict[str, str], Size], Opened]] = {
     "cifar10": _cifar10,
-    "folder": _folder,
+    "folder": _with_options(open_folder),
+    "nifti": _with_options(open_nifti),
     "npz": _npz,
+    "pairs": _with_options(open_pairs),
 }
 
 

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from .dataset import SPLITS, Dataset, Split, Task, pixel_statistics
 from .errors import DataError
+from .groups import check_groups, group_split
+from .partition import Ids
+from .reading import Reading
 from .source import ArraySource, ResizedSource, Source, memory_limit, resize
 from .split import stratified_split
 
@@ -19,10 +22,14 @@ _RESIZED_BYTES = min(1 << 30, memory_limit())
 
 @dataclass(frozen=True)
 class Part:
-    """The samples that a format found for one split; ``labels`` is None for masks."""
+    """The samples that a format found for one split; ``labels`` is None for masks.
+
+    ``groups`` says whose each sample is (a patient, a volume): a group never gets into two splits.
+    """
 
     source: Source
     labels: NDArray[np.int64] | None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.source)
@@ -39,6 +46,7 @@ class Opened:
     image_size: tuple[int, int]
     parts: Mapping[str, Part]
     skipped: tuple[str, ...] = ()
+    reading: Reading | None = None
 
 
 def assemble(
@@ -54,26 +62,70 @@ def assemble(
         raise ValueError(f"open_dataset: val_fraction is {val_fraction}, expected 0 <= val_fraction < 0.5")
     size = image_size or opened.image_size
     train = opened.parts["train"]
+    check_groups(opened.path, {n: p.groups for n, p in opened.parts.items()})
     positions = {n: (p, np.arange(len(p), dtype=np.int64)) for n, p in opened.parts.items()}
     if "val" not in positions:
         fractions = (val_fraction, 0.0 if "test" in positions else val_fraction)
-        cut = stratified_split(train.labels, positions["train"][1], fractions=fractions, seed=seed)
+        cut = _cut(opened, train, fractions, seed)
         missing = [n for n in SPLITS if n == "train" or n not in positions]
         positions |= {n: (train, p) for n, p in zip(SPLITS, cut, strict=True) if n in missing}
     positions.setdefault("test", (train, np.empty(0, dtype=np.int64)))
     if not len(positions["train"][1]):
         raise DataError(opened.path, "the training split is empty", "add training images")
+    _check_training(opened, positions["train"])
     sources: dict[int, Source] = {}
     splits = {}
     for split_name in SPLITS:
         part, ids = positions[split_name]
         source = sources.setdefault(id(part), _resized(part.source, size, opened.channels))
         labels = None if part.labels is None else part.labels[ids]
-        splits[split_name] = Split(split_name, source, ids, labels)
+        groups = None if part.groups is None else tuple(part.groups[i] for i in ids)
+        splits[split_name] = Split(split_name, source, ids, labels, groups)
     mean, std = pixel_statistics(splits["train"], opened.channels, size[0] * size[1] * (opened.channels + 1))
     for split in splits.values():
         split.mean, split.std = mean, std
-    return Dataset(name, spec, opened.task, opened.classes, opened.channels, size, splits, mean, std, opened.skipped)
+    return Dataset(
+        name,
+        spec,
+        opened.task,
+        opened.classes,
+        opened.channels,
+        size,
+        splits,
+        mean,
+        std,
+        opened.skipped,
+        opened.reading,
+    )
+
+
+def _cut(opened: Opened, train: Part, fractions: tuple[float, float], seed: int) -> tuple[Ids, Ids, Ids]:
+    """Training samples, validation and test, by whole groups where there are any."""
+    positions = np.arange(len(train), dtype=np.int64)
+    if train.groups is None:
+        return stratified_split(train.labels, positions, fractions=fractions, seed=seed)
+    count, parts = len(set(train.groups)), 1 + sum(f > 0 for f in fractions)
+    if count < parts:
+        raise DataError(
+            opened.path,
+            f"its samples are of {count} patient{'s' * (count > 1)} (or other groups), {parts} parts need as many",
+            "add some, or give train/, val/ and test/",
+        )
+    numbers = np.unique(np.asarray(train.groups), return_inverse=True)[1].astype(np.int64)
+    return group_split(train.labels, numbers, positions, fractions=fractions, seed=seed)
+
+
+def _check_training(opened: Opened, training: tuple[Part, Ids]) -> None:
+    """Cutting by groups may have taken a class away from training."""
+    part, ids = training
+    if part.labels is not None and part.groups is not None:
+        counts = np.bincount(part.labels[ids], minlength=len(opened.classes))
+        for k in np.flatnonzero(counts == 0):
+            raise DataError(
+                opened.path,
+                f"all patients (or other groups) with class {opened.classes[k]} fell to validation and test",
+                "add some, or give another seed",
+            )
 
 
 def _resized(source: Source, size: tuple[int, int], channels: int) -> Source:

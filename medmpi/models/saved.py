@@ -26,6 +26,7 @@ class ModelSpec:
     """What a network was trained for. Its input is ``(pixels / 255 - mean) / std`` per channel, (N, H, W, channels).
 
     ``task`` is "classification" or "segmentation"; ``options`` are those of ``models.build`` that were set.
+    ``reading`` is how files became pixels (``data.Reading``'s JSON); None where the data were pixels already.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    reading: Mapping[str, Any] | None = None
 
     def build(self) -> nn.Graph:
         """The network without parameters; ValueError where no such one can be built."""
@@ -64,6 +66,7 @@ class ModelSpec:
                 mean=tuple(float(value) for value in found["mean"]),
                 std=tuple(float(value) for value in found["std"]),
                 options={key: value for key, value in found["options"].items() if key in _OPTIONS},
+                reading=found.get("reading"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"its metadata's {KEY} cannot be read: {error!r}") from None

@@ -29,6 +29,7 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
         f"medmpi {__version__}: {ranks}, {job.threads} thread{'s' * (job.threads > 1)} each, {world.library}",
         f"kernels: {K.backend()}" + (f", {norm}" if world.size > 1 else ""),
         f"data: {job.dataset.describe()}",
+        *([f"classes: {counts}"] if (counts := job.dataset.describe_classes()) else []),
         f"model: {o.model}, {parameter_count(job)}, input {image}, {multiply_adds / 1e6:,.0f} M MACs",
         f"training: {o.optimizer}, lr {job.base_lr:g} {o.schedule}, {batch}, {steps}",
         f"memory: about {expected_bytes(job, local) / 2**20:,.0f} MiB per rank",

@@ -76,6 +76,7 @@ class Job:
             mean=tuple(float(value) for value in data.mean),
             std=tuple(float(value) for value in data.std),
             options={name: value for name, value in options.items() if value is not None},
+            reading=None if data.reading is None else data.reading.to_json(),
         )
 
     def transform(self, epoch: int) -> Transform | None:

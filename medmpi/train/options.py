@@ -25,7 +25,8 @@ class Options:
     data: str = _option(
         "phantom",
         "data",
-        "dataset: phantom, npz:FILE, cifar10:DIR or folder:DIR; phantom takes options (phantom:size=64,samples=2000)",
+        "dataset: phantom, npz:FILE, cifar10:DIR, folder:DIR, pairs:DIR or nifti:DIR; options follow, as in "
+        "phantom:size=64,samples=2000 and folder:DIR?window=40/400",
         metavar="SPEC",
     )
     task: str = _option(

@@ -105,9 +105,9 @@ def test_sizes(classes):
 
 def test_too_many_for_memory_are_read_from_the_files(classes, monkeypatch):
     in_memory = open_dataset(f"folder:{classes}", image_size=7)
-    monkeypatch.setattr("medmpi.data.folder._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("medmpi.data.entries._IN_MEMORY_BYTES", 0)
     from_files = open_dataset(f"folder:{classes}", image_size=7)
-    assert type(from_files.splits["train"].source).__name__ == "FolderSource"
+    assert type(from_files.splits["train"].source).__name__ == "FileSource"
     for mine, other in zip(_read(in_memory), _read(from_files), strict=True):
         assert np.array_equal(mine, other)
     assert np.array_equal(in_memory.mean, from_files.mean)
@@ -229,7 +229,7 @@ def test_masks_of_0_and_255_are_two_classes(pairs, monkeypatch):
     dataset = open_dataset(f"folder:{pairs}")
     assert dataset.classes == ("background", "foreground")
     assert np.unique(_read(dataset)[1]).tolist() == [0, 1]
-    monkeypatch.setattr("medmpi.data.folder._IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("medmpi.data.entries._IN_MEMORY_BYTES", 0)
     assert np.array_equal(_read(open_dataset(f"folder:{pairs}"))[1], _read(dataset)[1])
 
 

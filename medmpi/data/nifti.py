@@ -1,0 +1,254 @@
+"""NIfTI volumes through nibabel (extra ``io``), as stacks of slices seen as a radiologist holds them up.
+
+A volume is turned to RAS+ (the nearest axes), cut across ``axis``, and each slice drawn with the later of its two axes
+upwards: axial slices (axis 2) have the front of the body at the top and the patient's left at the right.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+import struct
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import DataError, MissingPackage
+from .medical import Header, MedicalImage
+
+SUFFIXES = (".nii", ".nii.gz")
+AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+_LARGEST_BYTES = 4 << 30
+_DEFLATE_RATIO = 1032
+_SLACK = 1 << 20  # bytes that may follow the pixels
+_ADVICE = "fetch it again, or take it out"
+
+
+@dataclass(frozen=True)
+class _Claims:
+    """What the first bytes say."""
+
+    shape: tuple[int, ...]
+    bytes_in_all: int
+
+
+def read_nifti_header(file: Path, axis: int = 2) -> Header:
+    """Size and number of slices; the group is the volume itself: its slices stay together."""
+    image = _guarded(file, lambda: _load(file, header_only=True))
+    sizes = _oriented_shape(image)
+    h, w = (sizes[a] for a in sorted({0, 1, 2} - {axis}, reverse=True))
+    return Header((h, w), True, sizes[axis], stem(file), "nifti")
+
+
+def read_nifti(file: Path, axis: int = 2) -> MedicalImage:
+    """All slices across ``axis`` of the RAS+ volume: 0 sagittal, 1 coronal, 2 axial.
+
+    Scaled volumes are float32, others keep their dtype. DataError for what cannot be used: truncated, damaged,
+    absurdly large, of more than three axes, complex or RGB.
+    """
+    image = _guarded(file, lambda: _load(file, header_only=False))
+    nibabel = _nibabel()
+    canonical = nibabel.as_closest_canonical(image)
+    data = _guarded(file, lambda: _values(file, canonical))
+    zooms = [float(z) for z in canonical.header.get_zooms()[:3]]
+    column_axis, row_axis = sorted({0, 1, 2} - {axis})
+    slices = to_slices(data, axis)
+    # From (column, row, slice) to the volume's indices: rows count downwards.
+    index = np.zeros((4, 4))
+    index[column_axis, 0], index[row_axis, 1], index[axis, 2], index[3, 3] = 1, -1, 1, 1
+    index[row_axis, 3] = data.shape[row_axis] - 1
+    return MedicalImage(
+        path=str(file),
+        pixels=slices[..., None],
+        format="nifti",
+        bits=8 if data.dtype == np.uint8 else 0,
+        spacing=(zooms[row_axis], zooms[column_axis]),
+        affine=canonical.affine @ index,
+        group=stem(file),
+    )
+
+
+def to_slices(data: NDArray[Any], axis: int) -> NDArray[Any]:
+    """A RAS+ volume (i, j, k) as slices (n, h, w)."""
+    return np.moveaxis(data, axis, 0).transpose(0, 2, 1)[:, ::-1]
+
+
+def from_slices(slices: NDArray[Any], axis: int) -> NDArray[Any]:
+    """The inverse of ``to_slices``."""
+    return np.moveaxis(slices[:, ::-1].transpose(0, 2, 1), 0, axis)
+
+
+def write_labels(target: Path, slices: NDArray[np.uint8], *, like: Path, axis: int = 2) -> None:
+    """A label volume of the orientation, affine and units of the volume ``like``, from slices (n, h, w) of it.
+
+    Written under a temporary name, synced and renamed. ValueError where the sizes do not fit.
+    """
+    nibabel = _nibabel()
+    source = _guarded(like, lambda: _load(like, header_only=True))
+    orientation = nibabel.io_orientation(source.affine)
+    canonical = from_slices(slices, axis)
+    back = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), orientation)
+    data = nibabel.orientations.apply_orientation(canonical, back)
+    if data.shape != tuple(source.shape[:3]):
+        raise ValueError(f"write_labels: slices make a volume {data.shape}, {like} is {source.shape[:3]}")
+    header = source.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(data.shape)
+    header.set_slope_inter(1.0, 0.0)
+    labels = type(source)(np.ascontiguousarray(data), None, header=header)
+    content = labels.to_bytes()
+    if target.name.endswith(".gz"):
+        content = gzip.compress(content, 6, mtime=0)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def stem(file: Path) -> str:
+    """The name without .nii or .nii.gz."""
+    name = file.name
+    for suffix in (".nii.gz", ".nii"):
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name
+
+
+@cache
+def _nibabel() -> Any:
+    try:
+        import nibabel
+    except ImportError:
+        raise MissingPackage("NIfTI", "reading it needs nibabel", "pip install 'medmpi[io]'") from None
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs in silence is checked here
+    return nibabel
+
+
+def _guarded(file: Path, action: Any) -> Any:
+    try:
+        return action()
+    except DataError:
+        raise
+    except FileNotFoundError:
+        raise DataError(file, "no such file", "check the path") from None
+    except MemoryError:
+        raise DataError(file, "it needs more memory than there is", "take it out") from None
+    except Exception as error:
+        raise DataError(file, f"it cannot be read as NIfTI ({error})", _ADVICE) from error
+
+
+def _load(file: Path, *, header_only: bool) -> Any:
+    """nibabel's image over the bytes of the file, all of them read and their checksum compared unless header_only."""
+    nibabel = _nibabel()
+    size = file.stat().st_size
+    with file.open("rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(file, "rb") if packed else file.open("rb") as opened:
+            head = opened.read(540)
+            claims, kind = _claims(file, head)
+            most = size * _DEFLATE_RATIO if packed else size
+            if claims.bytes_in_all > min(most, _LARGEST_BYTES):
+                there = (
+                    f"at most {most:,} are in it" if most < _LARGEST_BYTES else f"at most {_LARGEST_BYTES:,} are read"
+                )
+                times = "x".join(map(str, claims.shape))
+                raise DataError(file, f"it claims {times} voxels, {claims.bytes_in_all:,} bytes, {there}", _ADVICE)
+            if header_only:
+                header = getattr(nibabel, kind + "Header").from_fileobj(_Bytes(head), check=False)
+                data = np.broadcast_to(np.zeros((), np.uint8), claims.shape)
+                image = getattr(nibabel, kind + "Image")(data, header.get_best_affine(), header)
+                image.header.set_slope_inter(1, 0)
+                return image
+            content = head + opened.read(claims.bytes_in_all + _SLACK - len(head))
+            if opened.read(1):
+                raise DataError(file, f"it holds more than the {claims.bytes_in_all:,} bytes that it claims", _ADVICE)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(file, f"its compressed part is truncated or damaged ({error})", _ADVICE) from None
+    if len(content) < claims.bytes_in_all:
+        raise DataError(file, f"it is truncated: {len(content)} of {claims.bytes_in_all} bytes are there", _ADVICE)
+    return getattr(nibabel, kind + "Image").from_bytes(content)
+
+
+class _Bytes:
+    """The little of a file that nibabel's header reader asks for."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def read(self, n: int = -1) -> bytes:
+        part = self.data[self.at :] if n < 0 else self.data[self.at : self.at + n]
+        self.at += len(part)
+        return part
+
+
+def _claims(file: Path, head: bytes) -> tuple[_Claims, str]:
+    """Shape and size from the header's fixed places (nifti1.h, nifti2.h), before any library allocates."""
+    if len(head) < 348:
+        raise DataError(file, f"it has {len(head)} bytes, less than a NIfTI header", _ADVICE)
+    for order in "<>":
+        length = struct.unpack(order + "i", head[:4])[0]
+        if length == 348 and head[344:348] in (b"n+1\0", b"ni1\0"):
+            dims, (offset,) = struct.unpack(order + "8h", head[40:56]), struct.unpack(order + "f", head[108:112])
+            datatype, bits = struct.unpack(order + "2h", head[70:74])
+            kind, magic = "Nifti1", head[344:347]
+        elif length == 540 and head[4:7] in (b"n+2", b"ni2") and len(head) == 540:
+            dims, (offset,) = struct.unpack(order + "8q", head[16:80]), struct.unpack(order + "q", head[168:176])
+            datatype, bits = struct.unpack(order + "2h", head[12:16])
+            kind, magic = "Nifti2", head[4:7]
+        else:
+            continue
+        if magic.startswith(b"ni"):
+            raise DataError(file, "its pixels are in a file of their own (.hdr and .img)", "convert it to .nii")
+        if not 1 <= dims[0] <= 7 or any(d < 1 for d in dims[1 : dims[0] + 1]):
+            raise DataError(file, f"its dimensions are {list(dims)}", _ADVICE)
+        if datatype in (32, 128, 1536, 1792, 2048, 2304):
+            raise DataError(file, f"its voxels are of NIfTI type {datatype} (complex, RGB or long)", "convert it")
+        if not 0 <= bits <= 128 or not np.isfinite(offset) or not 0 <= offset <= 1 << 30:
+            raise DataError(file, f"its header is damaged ({bits} bits a voxel, pixels at byte {offset})", _ADVICE)
+        shape = tuple(int(d) for d in dims[1 : dims[0] + 1])
+        count = 1
+        for d in shape:
+            count *= d
+        return _Claims(shape, int(offset) + count * bits // 8), kind
+    raise DataError(file, "it is not NIfTI", "convert it, or take it out")
+
+
+def _oriented_shape(image: Any) -> tuple[int, int, int]:
+    """The volume's shape when turned to RAS+."""
+    nibabel = _nibabel()
+    shape = _three(Path(image.get_filename() or "volume"), tuple(image.shape))
+    orientation = nibabel.io_orientation(image.affine)
+    sizes = [0, 0, 0]
+    for axis, (target, _) in enumerate(orientation):
+        sizes[int(target)] = shape[axis]
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _three(file: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) > 3 and any(d != 1 for d in shape[3:]):
+        raise DataError(file, f"it is {len(shape)}-dimensional ({'x'.join(map(str, shape))})", "expected one volume")
+    three = (*shape, 1, 1)[:3]
+    return three[0], three[1], three[2]
+
+
+def _values(file: Path, image: Any) -> NDArray[Any]:
+    shape = _three(file, tuple(image.shape))
+    values = np.asarray(image.dataobj).reshape(shape)
+    if values.dtype.kind == "f" and values.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    return values
