@@ -23,6 +23,7 @@ FAMILIES = (
     "memory",
     "allreduce",
     "work",
+    "balance",
 )
 
 

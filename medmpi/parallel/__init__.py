@@ -3,6 +3,7 @@
 mpi4py is imported when ``start`` is called, and only here.
 """
 
+from .balance import Balance
 from .buckets import GradientBuckets
 from .exact import ExactSums
 from .launch import start
@@ -13,6 +14,7 @@ from .world import World
 
 __all__ = [
     "Account",
+    "Balance",
     "ExactSums",
     "GradientBuckets",
     "Outcome",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medmpi import kernels as K
 from medmpi import nn
-from medmpi.data import Batch, Dataset, Loader, share
+from medmpi.data import Batch, Dataset, Loader
 from medmpi.train import metrics
 from medmpi.train.metrics import Scores
 
@@ -39,10 +39,10 @@ def evaluate(
     """
     dataset, weight = job.dataset, job.class_weights
     part, n = dataset.splits[split], len(dataset.splits[split])
-    per_rank = max(1, job.options.batch_size // world.size)
-    rounds = -(-max(len(share(np.arange(n), r, world.size)[1]) for r in range(world.size)) // per_rank)
-    mine = share(np.arange(n, dtype=np.int64), world.rank, world.size)[1]
-    batches = [mine[i : i + per_rank] for i in range(0, len(mine), per_rank)]
+    per_round = np.maximum(job.balance.shares(job.options.batch_size), 1)
+    rounds = int(np.max(-(-job.balance.shares(n) // per_round)))
+    mine, step = job.balance.part(np.arange(n, dtype=np.int64))[1], int(per_round[world.rank])
+    batches = [mine[i : i + step] for i in range(0, len(mine), step)]
     context = nn.Context(train=False)
     measure = _logits if dataset.task == "classification" else _pixels
     criterion = job.criterion

@@ -17,9 +17,10 @@ from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
 from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.options import Options
 from medmpi.train.rate import Rate
+from medmpi.train.slow import slow_down
 
 if TYPE_CHECKING:
-    from medmpi.parallel import ExactSums, GradientBuckets, RankStatistics, World
+    from medmpi.parallel import Balance, ExactSums, GradientBuckets, RankStatistics, World
 
 _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
@@ -46,11 +47,7 @@ class Job:
     threads: int
     world: World
     augment: Augment | None
-
-    @property
-    def unit(self) -> int:
-        """Samples that stay together when a batch is shared out."""
-        return 1 if self.parameters.exact is None else self.parameters.exact.samples
+    balance: Balance
 
     @property
     def steps_per_epoch(self) -> int:
@@ -114,6 +111,7 @@ def build_job(options: Options, world: World) -> Job:
     exact = nn.ExactGradients(parameters, part_of(options.batch_size)) if options.reproducible else None
     joint = options.sync_batchnorm and (world.size > 1 or options.reproducible)
     base_lr = options.lr or DEFAULT_LR[options.optimizer]
+    together(world, lambda: slow_down(graph, world))
     return Job(
         options=options,
         dataset=dataset,
@@ -129,6 +127,7 @@ def build_job(options: Options, world: World) -> Job:
         threads=K.threads(),
         world=world,
         augment=together(world, lambda: _augment(options, dataset)),
+        balance=parallel.Balance(world, options.batch_size, unit=exact.samples if exact else 1, active=options.balance),
     )
 
 
@@ -153,6 +152,10 @@ def part_of(batch_size: int) -> int:
 def _check_ranks(options: Options, world: World) -> None:
     if options.replicas is not None and options.replicas != world.size:
         raise Failure(f"--replicas is {options.replicas} but there are {world.size} ranks, expected the same", USAGE)
+    if options.balance and not options.sync_batchnorm and world.size > 1:
+        raise Failure(
+            "--balance needs --sync-batchnorm: batch statistics per rank would depend on who is fast just now", USAGE
+        )
     unit = part_of(options.batch_size) if options.reproducible else 1
     if world.size * unit > options.batch_size:
         needs = "one image" if unit == 1 else f"{unit} images with --reproducible"

@@ -117,6 +117,9 @@ class Options:
     stages: int = _option(1, "parallel", "pipeline stages", low=1)
     tiles: int = _option(1, "parallel", "spatial tiles", low=1)
     micro_batches: int = _option(1, "parallel", "micro-batches per step", low=1)
+    balance: bool = _option(
+        False, "parallel", "let the ranks' shares of a batch follow their measured speed; the batches stay the same"
+    )
     device: str = _option("cpu", "parallel", "where kernels run", choices=("cpu", "cuda"))
     precision: str = _option("fp32", "parallel", "compute precision", choices=("fp32", "tf32", "bf16"))
     threads: int | None = _option(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import nn
-from medmpi.data import Batch, Loader, epoch_order, global_batches, share
+from medmpi.data import Batch, Loader, epoch_order, global_batches
 from medmpi.parallel import Account, Timer
 from medmpi.parallel.timing import imbalance
 from medmpi.train.evaluate import evaluate
@@ -59,26 +59,26 @@ class Trainer:
             self._finish_epoch()
 
     def _train_epoch(self, limit: float) -> None:
-        options, p, world, split = self.job.options, self.position, self.world, self.job.dataset.splits["train"]
+        options, p, split = self.job.options, self.position, self.job.dataset.splits["train"]
         order = epoch_order(len(split), options.seed, p.epoch)
         batches = global_batches(order, options.batch_size)
-        parts = [share(ids, world.rank, world.size, unit=self.job.unit) for ids in batches]
         self.hooks.progress.begin(p.epoch + 1, options.epochs, len(batches), p.step_in_epoch)
         transform = self.job.transform(p.epoch)
         self._read = self._timer.read()
-        left = [ids for _, ids in parts[p.step_in_epoch :]]
-        with Loader(split, left, transform=transform, threads=options.workers) as loader:
-            batch_of = iter(loader)
-            while p.step_in_epoch < len(batches) and p.step < limit:
-                self._poll()
-                with self._timer("io"):
-                    batch = next(batch_of)
-                ids, first = batches[p.step_in_epoch], parts[p.step_in_epoch][0]
-                loss, lr = self._step(batch, ids, first)
-                p.step += 1
-                p.step_in_epoch += 1
-                self._account()
-                self.hooks.progress.step(loss, lr, len(ids))
+        while p.step_in_epoch < len(batches) and p.step < limit:  # again whenever the ranks' shares have changed
+            parts = [self.job.balance.part(ids) for ids in batches[p.step_in_epoch :]]
+            with Loader(split, [ids for _, ids in parts], transform=transform, threads=options.workers) as loader:
+                for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
+                    self._poll()
+                    with self._timer("io"):
+                        batch = next(loader)
+                    loss, lr = self._step(batch, ids, first)
+                    p.step += 1
+                    p.step_in_epoch += 1
+                    self._account(len(batch.ids))
+                    self.hooks.progress.step(loss, lr, len(ids))
+                    if self._rebalance() or p.step >= limit:
+                        break
         self.hooks.progress.end()
 
     def _step(self, batch: Batch, ids: NDArray[np.int64], first: int) -> tuple[float, float]:
@@ -125,10 +125,25 @@ class Trainer:
             self.job.parameters.exact.round()
         return loss
 
-    def _account(self) -> None:
+    def _rebalance(self) -> bool:
+        """Whether the ranks' shares have changed; the loader's batches are the old ones then."""
+        change = self.job.balance.adjust(self.position.step)
+        if change is None:
+            return False
+        slowest = int(change.per_sample.argmax())
+        self.hooks.say(
+            f"balance: images per step now {' '.join(map(str, change.shares))}; rank {slowest} on "
+            f"{self.world.hosts[slowest]} takes {change.per_sample.max() / change.per_sample.min():.1f} times as long "
+            f"as the fastest; expected computing time per step {change.before:.3f} -> {change.after:.3f} s"
+        )
+        self.hooks.event("balance", step=self.position.step, shares=change.shares.tolist())
+        return True
+
+    def _account(self, samples: int) -> None:
         """Adds the time since the last call to the epoch's sums, split by what it was spent on."""
         now = self._timer.read()
         part, self._read = now - self._read, now
+        self.job.balance.observe(samples, part.comp)
         self.sums.seconds += part.total
         for i, kind in enumerate((part.comp, part.comm, part.wait, part.io)):
             self.sums.times[i] += kind
