@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("medmpi.cli.train", "train a network; under mpirun, on several ranks"),
     "transfer": ("medmpi.cli.transfer", "feature extraction against fine-tuning from other weights"),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
+    "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),
     "info": ("medmpi.cli.info", "version, kernels, MPI and threads of this machine"),
 }

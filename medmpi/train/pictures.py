@@ -43,7 +43,7 @@ def curves(epochs: Sequence[int], columns: Series) -> str:
     _lines(axes[4], "images per second", epochs, [("", columns["images_per_s"], GREY)])
     axes[4].set_ylim(bottom=0)
     _time_shares(axes[5], epochs, columns)
-    return _svg(figure, "curves over epochs")
+    return svg(figure, "curves over epochs")
 
 
 def confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> str:
@@ -66,7 +66,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> 
             for j in range(k):
                 colour = "white" if share[i, j] > 0.55 else "#1a202c"
                 axis.text(j, i, f"{matrix[i, j]:,}", ha="center", va="center", color=colour, fontsize=8)
-    return _svg(figure, title)
+    return svg(figure, title)
 
 
 def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> str:
@@ -83,9 +83,9 @@ def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str]
             axis.bar_label(bars, [f"{v:,}" for v in values], fontsize=7, padding=1)
     axis.set_xticks(range(k), [_short(name) for name in classes], rotation=30 if k > 4 else 0)
     axis.set_ylabel("samples")
-    axis.legend(frameon=False)
-    _plain(axis)
-    return _svg(figure, "class distribution")
+    axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
+    plain(axis)
+    return svg(figure, "class distribution")
 
 
 def samples(images: NDArray[np.uint8], titles: Sequence[str], masks: NDArray[np.uint8] | None = None) -> str:
@@ -110,6 +110,32 @@ def samples(images: NDArray[np.uint8], titles: Sequence[str], masks: NDArray[np.
     return f'<img alt="sample images" src="data:image/png;base64,{data}">'
 
 
+def comparison(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], what: str) -> str:
+    """Name, accuracy by epoch and seconds by epoch of each run: over epochs, seconds, and over the time spent."""
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    over_epochs, seconds, over_time = figure.subplots(1, 3)
+    colours = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030", "#718096")
+    for i, (name, accuracy, times) in enumerate(runs):
+        colour, epochs = colours[i % len(colours)], range(1, len(times) + 1)
+        over_epochs.plot(epochs, accuracy, marker="o", markersize=3, color=colour, label=_short(name))
+        width = 0.8 / len(runs)
+        where = [e + (i - (len(runs) - 1) / 2) * width for e in epochs]
+        seconds.bar(where, times, width=width, color=colour, label=_short(name))
+        over_time.plot(np.cumsum(times), accuracy, marker="o", markersize=3, color=colour, label=_short(name))
+    for axis, title, below in (
+        (over_epochs, f"{what} accuracy", "epoch"),
+        (seconds, "seconds per epoch", "epoch"),
+        (over_time, f"{what} accuracy over time", "seconds since the start"),
+    ):
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(below, fontsize=8)
+        plain(axis)
+    for axis in (over_epochs, seconds):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    over_epochs.legend(frameon=False, fontsize=8)
+    return svg(figure, "comparison of runs")
+
+
 def _lines(axis: Axes, title: str, epochs: Sequence[int], series: Sequence[tuple[str, Sequence[float], str]]) -> None:
     marker = "o" if len(epochs) <= 30 else ""
     drawn = 0
@@ -121,7 +147,7 @@ def _lines(axis: Axes, title: str, epochs: Sequence[int], series: Sequence[tuple
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     if drawn:
         axis.legend(frameon=False, fontsize=8)
-    _plain(axis)
+    plain(axis)
 
 
 def _time_shares(axis: Axes, epochs: Sequence[int], columns: Series) -> None:
@@ -135,10 +161,11 @@ def _time_shares(axis: Axes, epochs: Sequence[int], columns: Series) -> None:
     axis.set_title("share of time (mean over ranks)", fontsize=10)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.legend(frameon=True, framealpha=0.85, fontsize=7, loc="lower right")
-    _plain(axis, grid=False)
+    plain(axis, grid=False)
 
 
-def _plain(axis: Axes, grid: bool = True) -> None:
+def plain(axis: Axes, grid: bool = True) -> None:
+    """No frame at the top and right, small numbers, a faint grid."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     if grid:
@@ -150,7 +177,8 @@ def _short(text: str, limit: int = 18) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
+    """The figure as an element of a page; ``label`` tells it from the others."""
     out = io.StringIO()
     # A fixed salt and no date: the same run gives the same page.
     import matplotlib

@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medmpi.train import thresholds
 from medmpi.train.log import read_metrics
 
-_STYLE = """
+STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1a202c;max-width:1080px;margin:2em auto;padding:0 1em}
 h1{font-size:1.6em;margin-bottom:.2em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #e2e8f0}
 table{border-collapse:collapse;font-size:.88em}td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #eee}
 td:first-child,th:first-child{text-align:left}svg,img{max-width:100%;height:auto}pre{background:#f7fafc;padding:1em;
 font-size:.8em;overflow-x:auto}.row{display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start}
 .big{font-size:1.7em;font-weight:600}.card{background:#f7fafc;padding:.6em 1.2em;border-radius:6px}.dim{color:#718096}
-.scroll{overflow-x:auto}
+.scroll{overflow-x:auto}.bad{color:#c53030}
 """
 
 
@@ -38,25 +39,31 @@ class Content:
     masks: NDArray[np.uint8] | None = None
     facts: Sequence[tuple[str, str]] = ()
     settings: str = ""
+    segmentation: bool = False
 
 
 def write_report(folder: Path, content: Content) -> Path:
     """Writes report.html from metrics.csv and the content; replaces an older one in one step."""
-    from medmpi.train import pictures  # matplotlib: 0.4 s, wanted here only
+    from medmpi.train import dashboard, pictures  # matplotlib: 0.4 s, wanted here only
 
     rows = read_metrics(folder / "metrics.csv")
     parts = [f"<h1>{_e(content.title)}</h1>"]
-    parts.append(_table([], [[name, value] for name, value in content.facts]))
+    parts.append(table([], [[name, value] for name, value in content.facts]))
     if content.test is not None:
         parts.append(_test_section(content.test, content.classes))
         parts.append(pictures.confusion(np.array(content.test["confusion"]), content.classes, "test confusion matrix"))
     if rows:
         columns = {name: [float(row[name]) if row[name] else float("nan") for row in rows] for name in rows[0]}
+        epochs = [int(row["epoch"]) for row in rows]
         parts.append("<h2>Training</h2>")
-        parts.append(pictures.curves([int(row["epoch"]) for row in rows], columns))
+        parts.append(pictures.curves(epochs, columns))
+        watched = thresholds.watch(epochs, columns, segmentation=content.segmentation)
+        parts.append("<h2>Against thresholds</h2>")
+        parts.append(dashboard.dashboard(watched))
+        parts.append(table(*dashboard.table(watched)))
         names = list(rows[0])
         cells = [[row[name] if name in ("epoch", "step") else _figure(row[name]) for name in names] for row in rows]
-        parts.append(f"<details><summary>All figures</summary><div class=scroll>{_table(names, cells)}</div></details>")
+        parts.append(f"<details><summary>All figures</summary><div class=scroll>{table(names, cells)}</div></details>")
     if content.counts:
         parts.append("<h2>Data</h2>")
         parts.append(pictures.distribution(content.counts, content.classes))
@@ -66,7 +73,7 @@ def write_report(folder: Path, content: Content) -> Path:
         parts.append(f"<h2>Settings</h2><pre>{_e(content.settings)}</pre>")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_e(content.title)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(parts)}</body></html>\n"
+        f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     path = folder / "report.html"
     temporary = folder / f".report.html.{os.getpid()}.tmp"
@@ -91,7 +98,7 @@ def _test_section(test: Mapping[str, Any], classes: Sequence[str]) -> str:
         for i, label in enumerate(classes)
     ]
     head = f"<h2>Test split: {test['samples']:,} samples, weights of epoch {test['epoch']}</h2>"
-    return f"{head}<div class=row>{cards}</div><p>{_table(['class', *names], rows)}</p>"
+    return f"{head}<div class=row>{cards}</div><p>{table(['class', *names], rows)}</p>"
 
 
 def _figure(value: Any) -> str:
@@ -101,7 +108,8 @@ def _figure(value: Any) -> str:
     return "–" if not np.isfinite(number) else f"{number:.4g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of texts."""
     top = "".join(f"<th>{_e(name)}</th>" for name in head)
     body = "".join("<tr>" + "".join(f"<td>{_e(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>{'<tr>' + top + '</tr>' if head else ''}{body}</table>"

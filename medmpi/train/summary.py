@@ -49,5 +49,6 @@ def report_content(job: Job, world: World, folder: Path, test: Mapping[str, Any]
         image_titles=titles,
         masks=masks,
         facts=facts,
+        segmentation=segmentation,
         settings=(folder / "config.toml").read_text(encoding="utf-8"),
     )

@@ -19,8 +19,10 @@ from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested
 from medmpi.train.finite import Buffers, NonFiniteGuard
 from medmpi.train.job import Job
+from medmpi.train.latency import single_image_ms
 from medmpi.train.metrics import Scores
 from medmpi.train.progress import Progress
+from medmpi.train.resources import Resources
 from medmpi.train.saving import Saver, averaged
 from medmpi.train.state import Position, Sums
 
@@ -48,15 +50,19 @@ class Trainer:
         self._guard = NonFiniteGuard(world, job.parameters, hooks.warn)
         self._buffers = Buffers(job.graph)
         self._timer = Timer(world.seconds)
+        self._resources = Resources(world)
         self._read = self._timer.read()
 
     def run(self) -> None:
         """Trains until epochs, max_steps or early stopping end it. StopRequested after the checkpoint of a stop."""
         options, p = self.job.options, self.position
         limit = options.max_steps or math.inf
-        while p.epoch < options.epochs and p.step < limit and not p.stopped_early:
-            self._train_epoch(limit)
-            self._finish_epoch()
+        try:
+            while p.epoch < options.epochs and p.step < limit and not p.stopped_early:
+                self._train_epoch(limit)
+                self._finish_epoch()
+        finally:
+            self._resources.close()
 
     def _train_epoch(self, limit: float) -> None:
         options, p, split = self.job.options, self.position, self.job.dataset.splits["train"]
@@ -156,6 +162,8 @@ class Trainer:
         start = time.perf_counter()
         scores = self.validate()
         row = self._row(lr, scores, time.perf_counter() - start)
+        row["infer_ms"] = single_image_ms(self.job)
+        row |= self._resources.read()
         score, loss = (scores.f1, scores.loss) if scores else (-row["train_loss"], row["train_loss"])
         better = p.is_better(score, loss)
         if better:

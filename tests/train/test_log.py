@@ -100,7 +100,7 @@ def test_report_stands_alone(tmp_path):
         facts=[("ranks", "2")],
     )
     text = write_report(tmp_path, content).read_text()
-    assert text.count("<svg ") == 3
+    assert text.count("<svg ") == 4
     assert "data:image/png;base64," in text
     assert "a &lt;b&gt; &amp; c" in text
     assert "malignant<script>" not in text
