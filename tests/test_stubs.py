@@ -33,10 +33,13 @@ TYPES = (
     (r"(?<=\w: )tuple(?=[,)])", "tuple[Any, ...]"),
     (r"^(lines\(.*\)) -> list$", r"\1 -> list[dict[str, Any]]"),
     (r"\bcache: (?:[\w.]+\.)?WeightCache", "cache: WeightCache | None"),  # a pointer: may be None
+    (r"\*args\)", "*args: object)"),
     (r"-> list$", "-> list[str]"),
     (r"-> dict$", "-> dict[str, int]"),
     (r"-> tuple$", "-> tuple[Any, ...]"),
 )
+
+SPECIAL = ("__init__", "__enter__", "__exit__", "__len__")
 
 
 def signature_of(member: object) -> str:
@@ -57,10 +60,10 @@ def render() -> str:
             lines.append(f"def {signature_of(member)}: ...")
             continue
         lines.append(f"class {name}:")
-        for method in sorted(m for m in vars(member) if m == "__init__" or not m.startswith("_")):
+        for method in sorted(m for m in vars(member) if m in SPECIAL or not m.startswith("_")):
             if isinstance(vars(member)[method], staticmethod):
                 lines.append("    @staticmethod")
-            signature = re.sub(r"\(self: [\w.]+", "(self", signature_of(getattr(member, method)))
+            signature = re.sub(r"\(self: [\w.:]+", "(self", signature_of(getattr(member, method)))
             lines.append(f"    def {signature}: ...")
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,7 @@ void bind_activation(py::module_& m) {
         const auto in = call.flat_in<float>("x", x);
         const auto y = call.flat_out<float>("out", out, in.size(), in.data);
         const auto kernel = host_ops().activation->relu;
-        call.run(kernel, [&] { kernel(in.size(), in.data, y.data); });
+        call.launch(kernel, [=] { kernel(in.size(), in.data, y.data); });
       },
       py::arg("x"), py::arg("out"));
   m.def(

@@ -74,7 +74,7 @@ void apply(Object x, Object gamma, Object beta, Object mean, Object rstd, bool r
   if (!residual.is_none()) add = call.rows_in<float>("residual", residual, in.shape);
   const auto y = call.rows_out<float>("out", out, in.shape, in.data);
   const auto kernel = host_ops().batchnorm->apply;
-  call.run(kernel, [&] {
+  call.launch(kernel, [=] {
     kernel(in.shape[0], c[0], in.data, scale.data, shift.data, mu.data, r.data, add.data, relu, y.data);
   });
 }

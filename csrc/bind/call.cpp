@@ -1,5 +1,7 @@
 #include "bind/call.h"
 
+#include "bind/arena.h"
+
 namespace medmpi {
 namespace {
 
@@ -46,6 +48,17 @@ void Call::borrow(const char* name, py::handle array, bool writable, const char*
   views_[count_] = v;
   names_[count_] = name;
   ++count_;
+}
+
+void Call::unrecordable() const {
+  PyErr_Format(PyExc_RuntimeError, "%s: cannot be recorded; record inference with layers that run in kernels", op_);
+  throw py::error_already_set();
+}
+
+void Call::keep_arrays(Recording& recording) const {
+  Arena* arena = Arena::active();
+  for (int i = 0; i < count_; ++i)
+    if (!arena || !arena->holds(views_[i].buf)) recording.keep(py::reinterpret_borrow<py::object>(views_[i].obj));
 }
 
 void Call::check_overlap(const char* name, const void* same) const {

@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "bind/recording.h"
 #include "ops/ops.h"
 
 namespace medmpi {
@@ -133,12 +134,21 @@ class Call {
     if (!ok) bad(message());
   }
 
-  /// Runs kernel(table) with the lock released. `built` is the table entry that must not be null.
+  /// Runs kernel() with the lock released. `built` is the table entry that must not be null.
   template <typename Entry, typename Kernel>
   void run(Entry* built, Kernel&& kernel) const {
-    if (!built) {
-      PyErr_Format(PyExc_NotImplementedError, "%s: not built for backend %s", op_, host_ops().name);
-      throw py::error_already_set();
+    if (Recording::active()) unrecordable();
+    check_built(built);
+    py::gil_scoped_release nogil;
+    kernel();
+  }
+  /// The same for a kernel that holds all it needs by value, so that a recording may run it again.
+  template <typename Entry, typename Kernel>
+  void launch(Entry* built, const Kernel& kernel) const {
+    check_built(built);
+    if (Recording* recording = Recording::active()) {
+      recording->add(kernel);
+      keep_arrays(*recording);
     }
     py::gil_scoped_release nogil;
     kernel();
@@ -182,6 +192,18 @@ class Call {
     if constexpr (std::is_same_v<T, int64_t>) return "int64";
     return "unsupported";
   }
+  void check_built(const void* entry) const {
+    if (entry) return;
+    PyErr_Format(PyExc_NotImplementedError, "%s: not built for backend %s", op_, host_ops().name);
+    throw py::error_already_set();
+  }
+  template <typename Result, typename... Args>
+  void check_built(Result (*entry)(Args...)) const {
+    check_built(reinterpret_cast<const void*>(entry));
+  }
+  [[noreturn]] void unrecordable() const;
+  /// Arrays outside the arena live as long as the recording.
+  void keep_arrays(Recording& recording) const;
   void borrow(const char* name, py::handle array, bool writable, const char* want, size_t itemsize);
   void check_overlap(const char* name, const void* same) const;
 

@@ -79,7 +79,8 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto how = algo_of(call, algo, g);
   const auto kernel = host_ops().conv2d->forward;
   const auto add = host_ops().elementwise->add;
-  call.run(kernel, [&] {
+  if (Recording* recording = Recording::active(); recording && cache) recording->keep(py::cast(cache));
+  call.launch(kernel, [=] {
     const WeightCache::Use use(cache, cache ? key_of(g, how) : WeightCache::Key{});
     kernel(g, how, in.data, filter.data, b.data, relu && !other.data, y.data);
     if (other.data) add(y.size(), y.data, other.data, relu, y.data);
@@ -96,7 +97,7 @@ void backward_data(const std::string& name, const py::object& dy, const py::obje
   const auto dx = call.out<float, 4>("out", out, x_shape);
   const auto how = algo_of(call, algo, g);
   const auto kernel = host_ops().conv2d->backward_data;
-  call.run(kernel, [&] { kernel(g, how, grad.data, filter.data, b.data, dx.data); });
+  call.launch(kernel, [=] { kernel(g, how, grad.data, filter.data, b.data, dx.data); });
 }
 
 void backward_weight(const std::string& name, const py::object& dy, const py::object& x, const py::object& out,

@@ -27,7 +27,7 @@ void join(const std::vector<py::object>& parts, const Widths& width, int64_t row
   }
   const auto y = call.flat_out<float>("out", whole, rows * line_of(width));
   const auto kernel = host_ops().copy->join;
-  call.run(kernel, [&] { kernel(rows, static_cast<int64_t>(xs.size()), width.data(), xs.data(), y.data); });
+  call.launch(kernel, [=] { kernel(rows, static_cast<int64_t>(xs.size()), width.data(), xs.data(), y.data); });
 }
 
 void cut(Object whole, const Widths& width, int64_t rows, const std::vector<py::object>& parts) {
@@ -48,7 +48,7 @@ void pad(Object x, std::array<int64_t, 4> margin, double value, Object out) {
   const auto [top, bottom, left, right] = margin;
   const auto y = call.out<float, 4>("out", out, {n, top + h + bottom, left + w + right, c});
   const auto kernel = host_ops().copy->pad;
-  call.run(kernel, [&, n = n, h = h, w = w, c = c, top = top, bottom = bottom, left = left, right = right] {
+  call.launch(kernel, [=, n = n, h = h, w = w, c = c, top = top, bottom = bottom, left = left, right = right] {
     kernel(n, h, w, c, top, bottom, left, right, static_cast<float>(value), in.data, y.data);
   });
 }
@@ -61,7 +61,7 @@ void crop(Object x, std::array<int64_t, 4> margin, Object out) {
   const int64_t p = h - top - bottom, q = w - left - right;
   const auto y = call.out<float, 4>("out", out, {n, p, q, c});
   const auto kernel = host_ops().copy->crop;
-  call.run(kernel, [&, n = n, h = h, w = w, c = c, top = top, left = left] {
+  call.launch(kernel, [=, n = n, h = h, w = w, c = c, top = top, left = left] {
     kernel(n, h, w, c, top, left, p, q, in.data, y.data);
   });
 }

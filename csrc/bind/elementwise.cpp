@@ -15,7 +15,7 @@ void add(Object a, Object b, Object out, bool relu) {
                       py::reinterpret_borrow<py::buffer>(out).request().ptr == static_cast<const void*>(right.data);
   const auto y = call.flat_out<float>("out", out, left.size(), onto_b ? right.data : left.data);
   const auto kernel = host_ops().elementwise->add;
-  call.run(kernel, [&] { kernel(left.size(), left.data, right.data, relu, y.data); });
+  call.launch(kernel, [=] { kernel(left.size(), left.data, right.data, relu, y.data); });
 }
 
 void accumulate(Object x, Object out, double alpha) {

@@ -12,7 +12,7 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto b = call.maybe<float, 1>("bias", bias, {g.k});
   const auto y = call.out<float, 2>("out", out, {g.m, g.k});
   const auto kernel = host_ops().linear->forward;
-  call.run(kernel, [&] { kernel(g, in.data, w.data, b.data, y.data); });
+  call.launch(kernel, [=] { kernel(g, in.data, w.data, b.data, y.data); });
 }
 
 void backward_data(const py::object& dy, const py::object& weight, const py::object& out) {

@@ -88,7 +88,7 @@ void softmax(Object x, Object out) {
   const auto in = call.rows_in<float>("x", x);
   const auto y = call.rows_out<float>("out", out, in.shape, in.data);
   const auto kernel = host_ops().loss->softmax;
-  call.run(kernel, [&] {
+  call.launch(kernel, [=] {
     if (in.size()) kernel(in.shape[0], in.shape[1], in.data, y.data);
   });
 }

@@ -29,6 +29,7 @@ void bind_memory(py::module_& m);
 void bind_optimizer(py::module_& m);
 void bind_pool(py::module_& m);
 void bind_probe(py::module_& m);
+void bind_recording(py::module_& m);
 void bind_recursive(py::module_& m);
 void bind_resize(py::module_& m);
 void bind_warp(py::module_& m);
@@ -97,6 +98,7 @@ PYBIND11_MODULE(_core, m) {
   bind_optimizer(m);
   bind_pool(m);
   bind_probe(m);
+  bind_recording(m);
   bind_recursive(m);
   bind_resize(m);
   bind_warp(m);

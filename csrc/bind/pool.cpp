@@ -25,10 +25,10 @@ void max_forward(Object x, Pair kernel, Pair stride, Pair padding, Pair dilation
   const auto* ops = host_ops().pool;
   if (wide) {
     const auto places = call.out<int32_t, 4>("indices", index, y.shape);
-    call.run(ops->max_wide, [&] { ops->max_wide(shape, in.data, y.data, places.data); });
+    call.launch(ops->max_wide, [=] { ops->max_wide(shape, in.data, y.data, places.data); });
   } else {
     const auto places = call.out<uint8_t, 4>("indices", index, y.shape);
-    call.run(ops->max, [&] { ops->max(shape, in.data, y.data, places.data); });
+    call.launch(ops->max, [=] { ops->max(shape, in.data, y.data, places.data); });
   }
 }
 
@@ -56,11 +56,11 @@ class Axis {
     const auto t = call.in<int32_t, 2>(name, table);
     call.require(t.shape[0] == 3, [&] { return std::string(name) + " has " + text(t.shape[0]) + " rows, expected 3"; });
     out_ = t.shape[1];
-    begin_ = t.data;
+    table_.assign(t.data, t.data + 3 * out_);
     first_.assign(static_cast<size_t>(in), 0);
     last_.assign(static_cast<size_t>(in), 0);
     for (int64_t i = 0; i < out_; ++i) {
-      const int32_t begin = begin_[i], end = begin_[out_ + i];
+      const int32_t begin = t.data[i], end = t.data[out_ + i];
       call.require(begin >= 0 && begin <= end && end <= in,
                    [&] { return std::string(name) + " has a window outside the image"; });
       for (auto j = static_cast<size_t>(begin); j < static_cast<size_t>(end); ++j) {
@@ -69,13 +69,15 @@ class Axis {
       }
     }
   }
-  Windows windows() const { return {in_, out_, begin_, begin_ + out_, begin_ + 2 * out_, first_.data(), last_.data()}; }
+  Windows windows() const {
+    const int32_t* begin = table_.data();
+    return {in_, out_, begin, begin + out_, begin + 2 * out_, first_.data(), last_.data()};
+  }
   int64_t out() const { return out_; }
 
  private:
   int64_t in_, out_ = 0;
-  const int32_t* begin_ = nullptr;
-  std::vector<int32_t> first_, last_;
+  std::vector<int32_t> table_, first_, last_;
 };
 
 void average(const std::string& op, Object x, Object rows, Object columns, Object out) {
@@ -84,7 +86,7 @@ void average(const std::string& op, Object x, Object rows, Object columns, Objec
   const Axis down(call, "rows", rows, in.shape[1]), across(call, "columns", columns, in.shape[2]);
   const auto y = call.out<float, 4>("out", out, {in.shape[0], down.out(), across.out(), in.shape[3]});
   const auto kernel = host_ops().pool->average;
-  call.run(kernel, [&] { kernel(in.shape[0], in.shape[3], down.windows(), across.windows(), in.data, y.data); });
+  call.launch(kernel, [=] { kernel(in.shape[0], in.shape[3], down.windows(), across.windows(), in.data, y.data); });
 }
 
 void average_backward(const std::string& op, Object dy, std::array<int64_t, 4> x_shape, Object rows, Object columns,

@@ -32,7 +32,7 @@ void bind_resize(py::module_& m) {
         const auto y = call.out<float, 4>("out", out, out_shape);
         const ResizeShape s = shape_of(call, in.shape, out_shape, mode, align_corners);
         const auto kernel = host_ops().resize->forward;
-        call.run(kernel, [&] { kernel(s, in.data, y.data); });
+        call.launch(kernel, [=] { kernel(s, in.data, y.data); });
       },
       py::arg("x"), py::arg("out"), py::arg("out_shape"), py::arg("mode"), py::arg("align_corners"));
   m.def(

@@ -21,11 +21,8 @@ from .color import hsv_to_rgb, rgb_to_gray, rgb_to_hsv
 from .control import (
     backend,
     backends,
-    memory_statistics,
-    reset_peak_memory,
     set_threads,
     threads,
-    trim_memory,
     use_backend,
 )
 from .conv2d import (
@@ -70,6 +67,7 @@ from .loss import (
     softmax_cross_entropy,
 )
 from .median import median_filter
+from .memory import Arena, Recording, memory_statistics, reset_peak_memory, trim_memory
 from .optimizer import (
     adam_step,
     sgd_step,
@@ -89,7 +87,9 @@ from .resize import resize, resize_backward
 from .warp import warp
 
 __all__ = [
+    "Arena",
     "MaxPoolIndices",
+    "Recording",
     "WeightCache",
     "accumulate",
     "adam_step",

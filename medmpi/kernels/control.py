@@ -1,4 +1,4 @@
-"""Which backend runs, on how many threads, and what memory the pool holds."""
+"""Which backend runs, and on how many threads."""
 
 from __future__ import annotations
 
@@ -28,18 +28,3 @@ def set_threads(threads: int) -> None:
 def threads() -> int:
     """Number of OpenMP threads that the calling thread's kernels use."""
     return _core.threads()
-
-
-def memory_statistics() -> dict[str, int]:
-    """Bytes ``in_use``, ``reserved``, ``peak`` of the pool, and ``fresh_blocks`` asked from the system so far."""
-    return _core.memory_statistics()
-
-
-def reset_peak_memory() -> None:
-    """Let ``peak`` start again from what is in use now."""
-    _core.reset_peak_memory()
-
-
-def trim_memory() -> None:
-    """Hand the pool's free blocks back to the system."""
-    _core.trim_memory()
