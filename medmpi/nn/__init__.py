@@ -17,6 +17,7 @@ from .optim import SGD, Adam, AdamW, Optimizer, clip_gradients, gradient_norm
 from .parameters import Parameters
 from .pretrained import Loaded, head_of, load_pretrained
 from .schedule import Schedule
+from .session import Session
 
 __all__ = [
     "SGD",
@@ -52,6 +53,7 @@ __all__ = [
     "Parameters",
     "ReLU",
     "Schedule",
+    "Session",
     "Statistics",
     "Upsample",
     "checkpoint",
