@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmpi import nn
+from medmpi import kernels, nn
 from medmpi.data import Batch, Loader, epoch_order, global_batches
 from medmpi.parallel import Account, Timer
 from medmpi.parallel.timing import imbalance
@@ -49,6 +49,7 @@ class Trainer:
         self.position, self.sums = Position(), Sums()
         self._guard = NonFiniteGuard(world, job.parameters, hooks.warn)
         self._buffers = Buffers(job.graph)
+        self._arena = kernels.Arena()  # of a step's activations and gradients
         self._timer = Timer(world.seconds)
         self._resources = Resources(world)
         self._read = self._timer.read()
@@ -97,9 +98,10 @@ class Trainer:
         divisors = job.divisors(batch, ids)
         self._buffers.keep()
         job.parameters.zero_grad()
-        (logits,), saved = job.graph.forward(batch.images, context=context)
-        loss, dlogits = job.criterion(logits, batch.labels, denominator=divisors)
-        job.graph.backward((dlogits,), saved, done=job.buckets.done)
+        with self._arena:
+            (logits,), saved = job.graph.forward(batch.images, context=context)
+            loss, dlogits = job.criterion(logits, batch.labels, denominator=divisors)
+            job.graph.backward((dlogits,), saved, done=job.buckets.done)
         job.buckets.finish()
         norm = nn.optim.gradient_norm(job.parameters)
         if not math.isfinite(norm):
