@@ -29,6 +29,10 @@ _ADDRESS_SPACE = 16 << 30
 _MOST = max(1, min(4, os.cpu_count() or 1))
 
 
+class Crash(DataError):
+    """The decoding process died."""
+
+
 class _Process:
     """One decoding process."""
 
@@ -60,7 +64,7 @@ class _Process:
             self.kill()
             code = self.child.returncode
             how = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
-            raise DataError(path, f"the decoder crashed on it ({how})", "it is damaged: take it out") from None
+            raise Crash(path, f"the decoder crashed on it ({how})", "it is damaged: take it out") from None
         except TimeoutError:
             self.kill()
             raise DataError(path, f"not decoded after {seconds:.0f} s", "it is damaged: take it out") from None
@@ -69,7 +73,7 @@ class _Process:
         """A length of four bytes, then JSON."""
         head = bytearray(4)
         self._fill(memoryview(head), deadline)
-        text = bytearray(int.from_bytes(head, "little"))
+        text = bytearray(min(int.from_bytes(head, "little"), 1 << 16))
         self._fill(memoryview(text), deadline)
         return json.loads(text)
 
@@ -113,16 +117,22 @@ class _Pool:
     def decode(self, path: str, seconds: float) -> NDArray[Any]:
         with self.slots:
             try:
-                process = self.idle.get_nowait()
-            except queue.Empty:
-                process = _Process()
-            if not process.alive:
-                process = _Process()
-            try:
-                return process.decode(path, seconds)
-            finally:
-                if process.alive:
-                    self.idle.put(process)
+                return self._decode(self._take(), path, seconds)
+            except Crash:  # it may have died of something else, long before
+                return self._decode(_Process(), path, seconds)
+
+    def _take(self) -> _Process:
+        try:
+            return self.idle.get_nowait()
+        except queue.Empty:
+            return _Process()
+
+    def _decode(self, process: _Process, path: str, seconds: float) -> NDArray[Any]:
+        try:
+            return process.decode(path, seconds)
+        finally:
+            if process.alive:
+                self.idle.put(process)
 
     def close(self) -> None:
         while os.getpid() == self.owner:
