@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 from . import phantom
+from .cbis_ddsm import open_cbis_ddsm
 from .cifar10 import open_cifar10
 from .dataset import SPLITS, Dataset, Task
 from .folder import open_folder, open_pairs
+from .hdf5_set import open_hdf5
 from .nifti_set import open_nifti
 from .npz import open_npz
 from .opened import Opened, Part, assemble
 
 Size: TypeAlias = tuple[int, int] | None
 
-_SPECS = "phantom, npz:FILE, cifar10:DIR, folder:DIR, pairs:DIR or nifti:DIR"
+_SPECS = "phantom, npz:FILE, hdf5:FILE, cifar10:DIR, folder:DIR, pairs:DIR, nifti:DIR or cbis-ddsm:DIR"
 
 
 def open_dataset(
@@ -31,8 +33,8 @@ def open_dataset(
     """Open the data that ``spec`` names: ``kind``, ``kind:path`` or ``kind:path?option=value,option=value``.
 
     ``phantom`` or ``phantom:size=64,samples=2000,classes=3,channels=1`` is generated (``samples`` counts the training
-    split, the others get a quarter of it each). ``npz:FILE``, ``cifar10:DIR``, ``folder:DIR``,
-    ``pairs:DIR`` and ``nifti:DIR`` are read; their modules list their options.
+    split, the others get a quarter of it each). ``npz:FILE``, ``hdf5:FILE``, ``cifar10:DIR``, ``folder:DIR``,
+    ``pairs:DIR``, ``nifti:DIR`` and ``cbis-ddsm:DIR`` are read; their modules list their options.
     ``task`` is found from the data unless given; the phantom has both. ``image_size`` (h, w) resizes every image.
     ``val_fraction`` is cut from training, stratified and by ``seed``, for each split that the files lack.
 
@@ -95,7 +97,9 @@ def _with_options(opener: Callable[..., Opened]) -> Callable[[str, Task | None, 
 
 _FORMATS: dict[str, Callable[[str, Task | None, dict[str, str], Size], Opened]] = {
     "cifar10": _cifar10,
+    "cbis-ddsm": _with_options(open_cbis_ddsm),
     "folder": _with_options(open_folder),
+    "hdf5": _with_options(open_hdf5),
     "nifti": _with_options(open_nifti),
     "npz": _npz,
     "pairs": _with_options(open_pairs),

@@ -25,8 +25,8 @@ class Options:
     data: str = _option(
         "phantom",
         "data",
-        "dataset: phantom, npz:FILE, cifar10:DIR, folder:DIR, pairs:DIR or nifti:DIR; options follow, as in "
-        "phantom:size=64,samples=2000 and folder:DIR?window=40/400",
+        "dataset: phantom, npz:FILE, hdf5:FILE, cifar10:DIR, folder:DIR, pairs:DIR, nifti:DIR or cbis-ddsm:DIR; "
+        "options follow, as in phantom:size=64,samples=2000 and folder:DIR?window=40/400",
         metavar="SPEC",
     )
     task: str = _option(

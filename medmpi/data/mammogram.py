@@ -1,0 +1,155 @@
+"""Mammograms with marked regions: the union of their masks, and pieces of breast that no mask touches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .entries import Entry, FileReader, by_threads
+from .errors import DataError
+from .medical import to_levels
+from .opened import Part
+from .picture import resize_image, resize_mask, to_channels
+from .readers import read_image, read_mask
+from .source import ArraySource, Images
+
+if TYPE_CHECKING:
+    from .cbis_ddsm import Case
+
+_TRIES = 64
+
+
+def breast_mask(image: Images) -> NDArray[np.bool_]:
+    """Where a mammogram (h, w) uint8 shows tissue: the largest connected part above Otsu's threshold (Otsu 1979).
+
+    The threshold is halved towards the background, since skin and fat are dark; labels and markers, which are smaller
+    than the breast, fall away. All True for an image of one value.
+    """
+    from medmpi import kernels
+
+    h, w = image.shape
+    step = max(1, max(h, w) // 256)
+    small = np.ascontiguousarray(image[::step, ::step])
+    if small.min() == small.max():
+        return np.ones((h, w), dtype=bool)
+    threshold = (float(kernels.otsu_threshold(small)) + float(small.min())) / 2
+    part = largest_part(small > threshold)
+    return np.repeat(np.repeat(part, step, axis=0), step, axis=1)[:h, :w]
+
+
+def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest 4-connected part of a mask (h, w), by runs of rows and union-find."""
+    parent: list[int] = []
+    runs: list[tuple[int, int, int]] = []  # row, first column, one beyond the last
+    above: list[int] = []
+    for row in range(mask.shape[0]):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask[row].astype(np.int8), [0]])))
+        here = []
+        for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            number = len(runs)
+            runs.append((row, first, stop))
+            parent.append(number)
+            here.append(number)
+            for other in above:
+                if runs[other][1] < stop and first < runs[other][2]:
+                    parent[_root(parent, other)] = _root(parent, number)
+        above = here
+    sizes: dict[int, int] = {}
+    for number, (_, first, stop) in enumerate(runs):
+        root = _root(parent, number)
+        sizes[root] = sizes.get(root, 0) + stop - first
+    out = np.zeros_like(mask)
+    if sizes:
+        largest = max(sizes, key=lambda root: sizes[root])
+        for number, (row, first, stop) in enumerate(runs):
+            if _root(parent, number) == largest:
+                out[row, first:stop] = True
+    return out
+
+
+def _root(parent: list[int], number: int) -> int:
+    while parent[number] != number:
+        parent[number] = parent[parent[number]]
+        number = parent[number]
+    return number
+
+
+class RegionMasks:
+    """Full mammograms with the union of the masks of their abnormalities."""
+
+    def __init__(self, reader: FileReader, entries: list[Entry], cases: Sequence[Case], size: tuple[int, int]) -> None:
+        self.reader, self.entries, self.size = reader, entries, size
+        self.masks: dict[Path, list[Path]] = {}
+        for case in cases:
+            self.masks.setdefault(case.full, []).append(case.mask)
+
+    def _sample(self, entry: Entry) -> tuple[Images, Images]:
+        image = self.reader.images(entry)[0]
+        union = None
+        for file in self.masks[entry.image]:
+            mask = read_mask(file)[0] > 0
+            union = mask if union is None else union | mask
+        assert union is not None
+        return image, resize_mask(union.astype(np.uint8), self.size)
+
+    def part(self) -> Part:
+        """All samples, in memory."""
+        found = by_threads(self._sample, self.entries)
+        kept = self.reader.survivors(self.entries, found)
+        pairs = [f for f in found if not isinstance(f, DataError)]
+        if not pairs:
+            raise DataError(self.reader.path, "no mammogram can be read", "fetch them again")
+        images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
+        return Part(ArraySource(images, masks), None, tuple(str(e.group) for e in kept))
+
+
+class Patches:
+    """Normal pieces, one for each case: as large as its crop, of breast, without a pixel of any abnormality."""
+
+    def __init__(self, reader: FileReader, cases: list[Case], size: tuple[int, int]) -> None:
+        self.reader, self.cases, self.size = reader, cases, size
+
+    def added_to(self, part: Part) -> Part:
+        """The part with these samples, of class 0, at its end."""
+        found = by_threads(self._of_image, list({case.full: None for case in self.cases}))
+        pieces = [piece for piece in found if not isinstance(piece, DataError)]
+        self.reader.survivors(found, found)
+        images = [image for piece, _ in pieces for image in piece]
+        groups = [group for _, owners in pieces for group in owners]
+        everything, labels = part.source.read(np.arange(len(part)))
+        if images:
+            everything = np.concatenate([everything, np.stack(images)])
+            labels = np.concatenate([labels, np.zeros(len(images), np.int64)])
+        owners = (*(part.groups or ()), *groups)
+        return Part(ArraySource(everything, labels), labels, owners)
+
+    def _of_image(self, file: Path) -> tuple[list[Images], list[str]]:
+        """Places are drawn by the file's name, so that they are the same on every machine."""
+        cases = [case for case in self.cases if case.full == file]
+        image = to_levels(read_image(file), self.reader.reading.levels, frame=0)[0]
+        grey = to_channels(image, 1)[..., 0]
+        breast = breast_mask(grey)
+        marked = np.zeros(grey.shape, dtype=bool)
+        for case in cases:
+            marked |= read_mask(case.mask)[0] > 0
+        seed = int.from_bytes(hashlib.sha256(file.name.encode() + cases[0].patient.encode()).digest()[:8], "little")
+        rng = np.random.Generator(np.random.Philox(seed))
+        rows, columns = np.nonzero(breast & ~marked)
+        images = []
+        for case in cases:
+            from .readers import read_header
+
+            h, w = (min(a, b) for a, b in zip(read_header(case.crop).image_size, grey.shape, strict=True))
+            for index in rng.integers(0, max(len(rows), 1), _TRIES).tolist() if len(rows) else []:
+                top = min(max(int(rows[index]) - h // 2, 0), grey.shape[0] - h)
+                left = min(max(int(columns[index]) - w // 2, 0), grey.shape[1] - w)
+                window = np.s_[top : top + h, left : left + w]
+                if not marked[window].any() and breast[window].mean() > 0.5:
+                    images.append(resize_image(to_channels(image[window], self.reader.channels), self.size))
+                    break
+        return images, [cases[0].patient] * len(images)
