@@ -20,7 +20,8 @@ ALLOWED = {
     "models": {"kernels", "nn"},
     "data": {"kernels"},
     "parallel": {"kernels"},
-    "train": {"kernels", "nn", "models", "data", "parallel"},
+    "train": {"kernels", "nn", "models", "data", "parallel", "evaluation"},
+    "evaluation": set(),
     "export": {"kernels", "nn", "models"},
     "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export"},
 }

@@ -3,6 +3,7 @@
 from . import checkpoint, losses, optim, schedule
 from .exact import ExactGradients
 from .fold import FoldedConv2d, tune
+from .gradcam import grad_cam
 from .graph import Graph, Node, NodeInfo
 from .initialise import Initializer, constant, fan_uniform, kaiming_normal, normal, truncated_normal, uniform
 from .layer import Context, Layer, ParameterSpec, Statistics
@@ -60,6 +61,7 @@ __all__ = [
     "clip_gradients",
     "constant",
     "fan_uniform",
+    "grad_cam",
     "gradient_norm",
     "head_of",
     "kaiming_normal",
