@@ -10,7 +10,7 @@ from typing import Any
 
 from medmpi import nn
 
-from . import alexnet, inception, mini_xception, resnet, unet
+from . import alexnet, inception, mini_xception, resnet, unet, valid_cnn
 
 SMALL = 64  # images up to this side get the "small" stem unless told otherwise
 STEMS = ("auto", "small", "imagenet")
@@ -33,6 +33,7 @@ MODELS: dict[str, Model] = {
     "resnet34": Model(partial(resnet.resnet, "resnet34"), ("stem", "width"), resnet.MINIMUM),
     "resnet50": Model(partial(resnet.resnet, "resnet50"), ("stem", "width"), resnet.MINIMUM),
     "unet": Model(unet.unet, ("image_size", "width"), unet.MINIMUM),
+    "valid_cnn": Model(valid_cnn.valid_cnn, ("stem", "dropout"), valid_cnn.MINIMUM),
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-MODELS = ("resnet18", "resnet34", "resnet50", "alexnet", "mini_xception", "inception_v1", "unet")
+MODELS = ("resnet18", "resnet34", "resnet50", "alexnet", "mini_xception", "inception_v1", "unet", "valid_cnn")
 SCHEDULES = ("constant", "step", "cosine", "plateau", "inverse_time", "inverse_time_compound")
 
 
