@@ -23,7 +23,8 @@ ALLOWED = {
     "train": {"kernels", "nn", "models", "data", "parallel", "evaluation"},
     "evaluation": set(),
     "export": {"kernels", "nn", "models"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export"},
+    "slide": {"kernels", "nn", "models", "data", "parallel"},
+    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "slide"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 

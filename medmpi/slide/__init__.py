@@ -1,0 +1,1 @@
+"""Whole slides: exact heatmaps, slide stores, restartable jobs, stitching, classification and FROC."""

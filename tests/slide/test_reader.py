@@ -1,0 +1,133 @@
+"""Readers: two libraries, one interface, the same pixels."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medmpi.data import DataError
+from medmpi.slide.reader import BadTile, open_slide, slide_id
+from medmpi.slide.reader_openslide import OpenSlideReader
+from medmpi.slide.reader_tiff import TiffReader
+from tests.slide.conftest import tissue_slide, write_slide
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared/data beside the checkout")
+
+
+@pytest.mark.parametrize(
+    ("reader", "subifds"),
+    [(OpenSlideReader, False), (TiffReader, False), (TiffReader, True), (open_slide, False), (open_slide, True)],
+)
+def test_levels_microns_and_regions(tmp_path, reader, subifds):
+    image = tissue_slide((700, 900))
+    write_slide(tmp_path / "a.tif", image, levels=3, compression="deflate", subifds=subifds)
+    with reader(tmp_path / "a.tif") as slide:
+        assert slide.shapes == ((700, 900), (350, 450), (175, 225))
+        assert slide.downsamples == pytest.approx((1, 2, 4), rel=1e-3)
+        assert slide.mpp == pytest.approx((0.25, 0.25))
+        np.testing.assert_array_equal(slide.read(0, 100, 250, 300, 400), image[100:400, 250:650])
+        np.testing.assert_array_equal(slide.read(0, 0, 0, 700, 900), image)
+
+
+def test_both_readers_agree_on_every_level(tmp_path):
+    write_slide(tmp_path / "a.tif", tissue_slide((700, 900)), levels=3, compression="jpeg")
+    with OpenSlideReader(tmp_path / "a.tif") as one, TiffReader(tmp_path / "a.tif") as other:
+        for level, (h, w) in enumerate(one.shapes):
+            a, b = (slide.read(level, 0, 0, h, w).astype(int) for slide in (one, other))
+            assert np.abs(a - b).max() <= 3  # two JPEG decoders
+
+
+def test_what_is_outside_is_glass_at_its_place(tmp_path):
+    image = tissue_slide((300, 200))
+    write_slide(tmp_path / "a.tif", image)
+    padded = np.pad(image, ((112, 112), (112, 112), (0, 0)), constant_values=255)
+    with open_slide(tmp_path / "a.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, -112, -112, 524, 424), padded)
+        assert (slide.read(0, 400, 0, 50, 60) == 255).all()
+        assert (slide.read(0, -50, -70, 50, 70, fill=7) == 7).all()
+
+
+def test_striped_and_grey_tiffs_are_read(tmp_path):
+    import tifffile
+
+    image = tissue_slide((300, 200))
+    tifffile.imwrite(tmp_path / "stripes.tif", image, photometric="rgb", rowsperstrip=32, bigtiff=True)
+    tifffile.imwrite(tmp_path / "grey.tif", image[..., 0], tile=(64, 64))
+    with open_slide(tmp_path / "stripes.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, 10, 20, 200, 100), image[10:210, 20:120])
+    with open_slide(tmp_path / "grey.tif") as slide:
+        np.testing.assert_array_equal(slide.read(0, 10, 20, 200, 100)[..., 1], image[10:210, 20:120, 0])
+
+
+@pytest.mark.parametrize("reader", [OpenSlideReader, TiffReader])
+def test_a_bad_tile_is_an_error_and_the_others_still_read(tmp_path, reader):
+    """After an error OpenSlide's handle is dead; the reader opens it again."""
+    import tifffile
+
+    path = tmp_path / "a.tif"
+    write_slide(path, tissue_slide((512, 512)), compression="jpeg")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        start, size = page.dataoffsets[5], page.databytecounts[5]
+    with path.open("rb+") as file:
+        file.seek(start)
+        file.write(b"\x00" * size)
+    with reader(path) as slide:
+        good = slide.read(0, 0, 0, 100, 100)
+        for _ in range(2):
+            with pytest.raises(BadTile, match=r"a\.tif: level 0, 20x20 at \(140, 140\)"):
+                slide.read(0, 140, 140, 20, 20)
+            np.testing.assert_array_equal(slide.read(0, 0, 0, 100, 100), good)
+            slide.read(0, 300, 300, 100, 100)
+
+
+def test_a_slide_is_known_by_its_content(tmp_path):
+    write_slide(tmp_path / "a.tif", tissue_slide((300, 200)))
+    shutil.copy(tmp_path / "a.tif", tmp_path / "b.tif")
+    assert slide_id(tmp_path / "a.tif") == slide_id(tmp_path / "b.tif")
+    content = bytearray((tmp_path / "b.tif").read_bytes())
+    content[len(content) // 3] ^= 1
+    (tmp_path / "b.tif").write_bytes(content)
+    assert slide_id(tmp_path / "a.tif") != slide_id(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize(("content", "why"), [(b"not a slide", "openslide: .*tifffile: "), (b"", "tifffile: ")])
+def test_what_no_reader_knows_is_one_error_with_what_each_said(tmp_path, content, why):
+    (tmp_path / "x.svs").write_bytes(content)
+    with pytest.raises(DataError, match=why):
+        open_slide(tmp_path / "x.svs")
+
+
+def test_missing_files_and_levels_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        open_slide(tmp_path / "none.svs")
+    with pytest.raises(DataError, match=r"without \.dcm files"):
+        open_slide(tmp_path)
+    write_slide(tmp_path / "a.tif", tissue_slide((300, 200)), levels=2)
+    with open_slide(tmp_path / "a.tif") as slide:
+        assert slide.level_for(0.5) == 1
+        assert slide.level_for(None) == 0
+        with pytest.raises(DataError, match=r"levels of 0\.250, 0\.500 um a pixel, 1\.0 was asked for"):
+            slide.level_for(1.0)
+
+
+@needs_data
+def test_a_scanner_s_slide():
+    with open_slide(DATA / "CMU-1-Small-Region.svs") as slide:
+        assert slide.reader == "openslide"
+        assert slide.shapes == ((2967, 2220),)
+        assert slide.mpp == pytest.approx((0.499, 0.499))
+        assert slide.read(0, 1000, 1000, 224, 224).mean() < 240
+        with TiffReader(DATA / "CMU-1-Small-Region.svs") as other:
+            a, b = (s.read(0, 500, 700, 300, 300).astype(int) for s in (slide, other))
+            assert np.abs(a - b).mean() < 1
+
+
+@needs_data
+def test_an_unreadable_slide_is_refused():
+    with pytest.raises(DataError), open_slide(DATA / "unreadable.svs") as slide:
+        slide.read(0, 0, 0, *slide.shapes[0])
