@@ -24,6 +24,7 @@ FAMILIES = (
     "allreduce",
     "work",
     "balance",
+    "faults",
 )
 
 
@@ -42,6 +43,8 @@ def main() -> int:
     parser.add_argument("--backend", default=None, help="kernel backend (default: the best of this machine)")
     parser.add_argument("--out", type=Path, default=None, help="append JSON lines, e.g. bench/results/conv2d.jsonl")
     parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
+    parser.add_argument("--trials", type=int, default=20, help="faults: number of runs that are struck")
+    parser.add_argument("--seed", type=int, default=0, help="faults: of the strikes")
     options = parser.parse_args()
 
     from .machine import TUNED_ALLOCATOR

@@ -95,7 +95,8 @@ class Guard:
         self._restore.clear()
         atexit.unregister(self._at_exit)
         if self._wake_in >= 0:
-            os.write(self._wake_in, b"\0")
+            with contextlib.suppress(OSError):  # the watchdog has woken up by itself and closed it
+                os.write(self._wake_in, b"\0")
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -126,7 +127,8 @@ class Guard:
     def _on_exception(self, kind: type[BaseException], value: BaseException, tb: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             self.abort(EXIT_INTERRUPT, "interrupted")
-        self.abort(EXIT_ERROR, "".join(traceback.format_exception(kind, value, tb)))
+        text = "".join(traceback.format_exception(kind, value, tb))
+        self.abort(EXIT_ERROR, text + "".join(f"exception{place}" for w in self.groups if (place := w.place())))
 
     def _on_thread_exception(self, args: Any) -> None:
         if not issubclass(args.exc_type, SystemExit):

@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 
 def find_mpirun() -> str | None:
@@ -53,21 +54,55 @@ def environment(ranks: int, environ: Mapping[str, str], *, threads: int | None, 
     return result
 
 
-def launch(ranks: int, words: Sequence[str], *, threads: int | None = None) -> int:
-    """Runs the command on so many ranks and returns its exit code. Signals to this process go to the ranks."""
+def launch(
+    ranks: int,
+    words: Sequence[str],
+    *,
+    threads: int | None = None,
+    more: Mapping[str, str] | None = None,
+    watch: Callable[[str], None] | None = None,
+) -> int:
+    """Runs the command on so many ranks and returns its exit code. Signals to this process go to the ranks.
+
+    ``more`` is added to the ranks' environment. ``watch`` is called with each line of output, which is passed on.
+    """
     mpirun = find_mpirun()
     if mpirun is None:
         sys.stderr.write(
             "medmpi run: no mpirun in this environment or on PATH; install one: pip install mpich mpi4py\n"
         )
         return 2
+    pipe = None if watch is None else subprocess.PIPE
     process = subprocess.Popen(
         [mpirun, "-n", str(ranks), *command_line(words)],
-        env=environment(ranks, os.environ, threads=threads, terminal=sys.stderr.isatty()),
+        env={**environment(ranks, os.environ, threads=threads, terminal=sys.stderr.isatty()), **(more or {})},
         start_new_session=False,
+        stdout=pipe,
+        stderr=pipe,
     )
+    copies = [
+        threading.Thread(target=_copy, args=(source, target, watch), daemon=True)
+        for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        if watch is not None
+    ]
+    for copy in copies:
+        copy.start()
     code = _wait(process)
+    for copy in copies:
+        copy.join(2.0)  # a process that was left behind may hold the pipe open
     return 128 - code if code < 0 else code
+
+
+def _copy(source: Any, target: TextIO, watch: Callable[[str], None]) -> None:
+    """Passes on output as it comes (progress bars have no line ends) and shows whole lines to ``watch``."""
+    rest = ""
+    while chunk := source.read1(1 << 16):
+        text = chunk.decode(errors="replace")
+        target.write(text)
+        target.flush()
+        *lines, rest = (rest + text).split("\n")
+        for line in lines:
+            watch(line)
 
 
 def _wait(process: subprocess.Popen[Any]) -> int:

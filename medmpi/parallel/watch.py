@@ -35,7 +35,7 @@ class Watch:
         # each rank looks after the next one, so that a full node does not read every state from every rank
         neighbour = lines[(self._world.local_rank + 1) % len(lines)]
         if neighbour is not me and not neighbour["leaving"] and process_state(neighbour["pid"]) in ("", "Z", "X"):
-            return EXIT_ERROR, f"{self._name(neighbour)} has disappeared{self._doing(neighbour)}"
+            return EXIT_ERROR, f"{self._name(neighbour)} has disappeared{self._doing(neighbour)}{self.place()}"
         if me["seconds"] < 0:
             return None
         late = [line for line in lines if line["operations"] < me["operations"]]
@@ -43,7 +43,7 @@ class Watch:
             if line["leaving"]:
                 return failure(line["exit_code"]), (
                     f"{self._name(line)} has ended with exit code {line['exit_code']} while rank {me['rank']} waits "
-                    f"for it in '{me['operation']}' (operation {me['operations']})"
+                    f"for it in '{me['operation']}' (operation {me['operations']}){self.place()}"
                 )
         # a rank that sees who is late speaks before one that only sees that it waits
         if me["seconds"] <= self._world.timeout + (0.0 if late else 0.4):
@@ -53,7 +53,7 @@ class Watch:
     def _overdue(self, me: Line, lines: list[Line], late: list[Line]) -> str:
         text = (
             f"watchdog: '{me['operation']}' (operation {me['operations']}) has waited {me['seconds']:.1f} s, more than "
-            f"the {self._world.timeout:g} s allowed"
+            f"the {self._world.timeout:g} s allowed{self.place()}"
         )
         other = [x for x in lines if x["operations"] == me["operations"] and x["operation"] != me["operation"]]
         if late:
@@ -66,10 +66,16 @@ class Watch:
             text += f"; all ranks of {host_name()} have arrived, look at the other nodes: ranks " + ", ".join(
                 f"{r} on {self._world.hosts[r]}" for r in missing
             )
+        elif stopped := [x for x in lines if process_state(x["pid"]) in ("T", "t")]:  # with the others inside MPI
+            text += "; " + "; ".join(f"{self._name(x)}{self._doing(x)}" for x in stopped)
         else:
             text += "; all ranks have arrived: it is stuck inside MPI"
             self._show_stacks([x for x in lines if x is me])
         return text
+
+    def place(self) -> str:
+        """Where the program is, as the end of a sentence."""
+        return f", at {self._world.place}" if self._world.place else ""
 
     def _name(self, line: Line) -> str:
         return f"rank {line['rank']} (process {line['pid']} on {host_name()})"

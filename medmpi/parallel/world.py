@@ -28,6 +28,7 @@ class World:
     Every operation is guarded: a rank that fails, hangs, dies or leaves meanwhile ends the job with an error.
     ``seconds`` adds up the time spent in them: ``comm`` for the work, ``wait`` for ranks that came later.
     With ``reproducible`` set (on all ranks) sums over nodes keep the order of the nodes as well, which costs time.
+    ``place`` is how far the program is ("epoch 2, step 31"); messages about failures say it.
     ``comm`` is the mpi4py communicator, None where MPI is not in use (then ``size`` is 1).
     """
 
@@ -44,6 +45,7 @@ class World:
         self.hosts: list[str] = self.comm.allgather(host_name()) if comm else [host_name()]
         self.seconds = {"comm": 0.0, "wait": 0.0}
         self.reproducible = False
+        self.place = ""  # how far the program is, for messages about failures
         self._segments: list[Segments] = []
         self._channel: Any = None
         self._channels = 0

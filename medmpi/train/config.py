@@ -38,7 +38,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         prog=prog,
         usage=f"{prog} [RUN.toml] [--flags]",
         description="Train a convolutional network on medical images; start it under mpirun for several ranks.",
-        epilog="A TOML file holds the same names without the dashes; a flag wins over the file.",
+        epilog="A TOML file holds the same names without the dashes; a flag wins over the file. Without mpirun: -n N "
+        "starts N ranks, --supervise K starts a run that failed again from its last checkpoint, up to K times, and "
+        "after the loss of a rank on one rank fewer, but not fewer than --min-ranks M (default 1).",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )

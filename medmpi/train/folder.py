@@ -31,13 +31,19 @@ def choose(options: Options) -> Path:
 
     Failure: --out holds a run and --resume was not given (exit 2); the folder cannot be written (exit 1).
     """
+    folder = locate(options)
+    make_writable(folder)
+    return folder
+
+
+def locate(options: Options) -> Path:
+    """The folder of this run, untouched; Failure where it holds a run and --resume was not given."""
     if options.out is not None:
         folder = Path(options.out)
         if holds_a_run(folder) and not options.resume:
             raise Failure(f"{folder} holds a run already; add --resume to continue it or give another --out", USAGE)
     else:
         folder = _numbered(Path("runs"), default_name(options), options.resume)
-    make_writable(folder)
     return folder
 
 

@@ -27,6 +27,7 @@ class Settings(Protocol):
 
 T = TypeVar("T", bound=Settings)
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
+LAUNCHER_FLAGS = ("-n", "--ranks", "--supervise", "--min-ranks")
 _RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
 
 
@@ -42,6 +43,10 @@ def launched_rank() -> int:
 def main(argv: Sequence[str] | None = None, prog: str = "python -m medmpi.train") -> int:
     """Runs a training and returns its exit code. Every expected failure is one line on rank 0's stderr."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if any(word.split("=")[0] in LAUNCHER_FLAGS for word in argv):
+        from medmpi.train.supervise import main as supervise
+
+        return supervise(argv, prog)
 
     def train(options: Options, world: World) -> None:
         from medmpi.train.run import run

@@ -130,5 +130,8 @@ class Options:
     out: str | None = _option(None, "run", "run folder (default: runs/NAME, numbered if taken)", metavar="DIR")
     name: str | None = _option(None, "run", "name of the run (default: model and data)")
     resume: bool = _option(False, "run", "continue the run folder's newest good checkpoint, if there is one")
+    checkpoint_every: int = _option(
+        0, "run", "steps between checkpoints within an epoch; 0: at the end of each epoch only", low=0
+    )
     report: bool = _option(True, "run", "write report.html with plots at the end")
     quiet: bool = _option(False, "run", "print warnings and the result only")

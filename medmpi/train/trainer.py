@@ -76,6 +76,7 @@ class Trainer:
             parts = [self.job.balance.part(ids) for ids in batches[p.step_in_epoch :]]
             with Loader(split, [ids for _, ids in parts], transform=transform, threads=options.workers) as loader:
                 for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
+                    self.world.place = f"epoch {p.epoch + 1}, step {p.step + 1}"
                     self._poll()
                     with self._timer("io"):
                         batch = next(loader)
@@ -84,6 +85,9 @@ class Trainer:
                     p.step_in_epoch += 1
                     self._account(len(batch.ids))
                     self.hooks.progress.step(loss, lr, len(ids))
+                    every = options.checkpoint_every
+                    if every and p.step % every == 0 and p.step_in_epoch < len(batches):
+                        self.saver.save(p, self.sums, None, best=False)
                     if self._rebalance() or p.step >= limit:
                         break
         self.hooks.progress.end()
@@ -161,6 +165,7 @@ class Trainer:
         options, p = self.job.options, self.position
         whole = p.step_in_epoch == self.job.steps_per_epoch
         lr = self.job.rate(p.epoch, p.step_in_epoch - 1)
+        self.world.place = f"the end of epoch {p.epoch + 1}, step {p.step}"
         start = time.perf_counter()
         scores = self.validate()
         row = self._row(lr, scores, time.perf_counter() - start)
