@@ -23,8 +23,9 @@ ALLOWED = {
     "train": {"kernels", "nn", "models", "data", "parallel", "evaluation"},
     "evaluation": set(),
     "export": {"kernels", "nn", "models"},
+    "prepare": {"kernels", "data", "parallel", "train"},
     "slide": {"kernels", "nn", "models", "data", "parallel"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "slide"},
+    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "slide"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("medmpi.cli.train", "train a network; under mpirun, on several ranks"),
     "transfer": ("medmpi.cli.transfer", "feature extraction against fine-tuning from other weights"),
+    "prepare": (
+        "medmpi.cli.prepare",
+        "images to PNG or HDF5: noise, contrast, crop, size; on several ranks too",
+    ),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),

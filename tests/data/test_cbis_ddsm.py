@@ -4,12 +4,11 @@ import csv
 
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from PIL import Image
 
 from medmpi.data import DataError, class_counts, open_dataset
 from medmpi.data.mammogram import breast_mask, largest_part
-
-from .dicom_files import write_dicom
 
 pytest.importorskip("pydicom")
 COLUMNS = {

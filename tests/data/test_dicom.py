@@ -5,12 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from dicom_files import random_pixels, write_dicom
 
 from medmpi.data import DataError, Levels, open_dataset, read_header, read_image, to_levels
 from medmpi.data.dicom import decode_here
 from medmpi.data.medical import parse_window
-
-from .dicom_files import random_pixels, write_dicom
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("libjpeg")

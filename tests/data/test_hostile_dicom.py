@@ -8,11 +8,10 @@ import zlib
 
 import numpy as np
 import pytest
+from dicom_files import random_pixels, write_dicom
 
 from medmpi.data import DataError, decoder, read_header, read_image
 from medmpi.data.dicom import read_dicom
-
-from .dicom_files import random_pixels, write_dicom
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("libjpeg")

@@ -1,0 +1,45 @@
+"""A picture of an image before and after: the file as a viewer shows it, and the result."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from medmpi.data.medical import Levels, MedicalImage, to_levels
+
+_SIDE = 384
+_GAP, _HEAD = 8, 16
+
+
+def write_preview(path: Path, image: MedicalImage, after: NDArray[Any]) -> None:
+    """Two pictures side by side, no larger than 384 pixels each."""
+    before = to_levels(image, Levels("auto", image.bits or 16, "fill"), frame=0)[0]
+    if after.dtype == np.uint16:
+        after = (after >> 8).astype(np.uint8)
+    left, right = _small(before), _small(after)
+    sheet = Image.new("RGB", (left.width + right.width + _GAP, max(left.height, right.height) + _HEAD), "white")
+    draw = ImageDraw.Draw(sheet)
+    for picture, x, shape, word in (
+        (left, 0, before.shape, "before"),
+        (right, left.width + _GAP, after.shape, "after"),
+    ):
+        sheet.paste(picture, (x, _HEAD))
+        draw.text((x + 2, 2), f"{word} {shape[0]}x{shape[1]}", fill="black")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        sheet.save(temporary, "PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _small(pixels: NDArray[np.uint8]) -> Image.Image:
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    picture.thumbnail((_SIDE, _SIDE))
+    return picture
