@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
 from typing import Any
 
-import numpy as np
-
-from .. import kernels as K
 from ..kernels.arrays import Array
 from .layer import Context, Layer, Shape
+from .passes import BackwardPass, ForwardPass
 from .plan import Plan
-
-_USED = object()
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,8 @@ class Graph:
     def __init__(self, n_inputs: int = 1) -> None:
         self.nodes: list[Node] = []
         self.n_inputs = n_inputs
+        self.wanted: tuple[bool, ...] = (False,) * n_inputs
+        self.frozen: tuple[bool, ...] = (False,) * n_inputs
         self._outputs: tuple[int, ...] = tuple(range(n_inputs))
         self._plan: Plan | None = None
 
@@ -98,7 +96,7 @@ class Graph:
         """What depends on the wiring alone: when values die, which memory may be used again, who needs gradients."""
         if self._plan is None:
             inputs = [node.inputs for node in self.nodes]
-            self._plan = Plan.of([node.layer for node in self.nodes], inputs, self.n_inputs, self.outputs)
+            self._plan = Plan.of([node.layer for node in self.nodes], inputs, self.outputs, self.wanted, self.frozen)
         return self._plan
 
     def forward(self, *xs: Array, context: Context | None = None) -> tuple[tuple[Array, ...], list[Any]]:
@@ -107,85 +105,48 @@ class Graph:
         Values that nobody will read again are dropped at once. The inputs are never written to. Nodes that no gradient
         reaches because what is behind them is frozen work as in inference and keep nothing.
         """
-        context = context or Context()
-        if len(xs) != self.n_inputs:
-            raise ValueError(f"Graph.forward: {len(xs)} inputs, expected {self.n_inputs}")
-        plan = self.plan()
-        keep = context.train or context.keep
-        overwrite = plan.overwrite_train if keep else plan.overwrite_infer
-        inference = replace(context, train=False)
-        values: list[Array | None] = [*xs, *[None] * len(self.nodes)]
-        saved: list[Any] = []
-        for i, node in enumerate(self.nodes):
-            ins = [values[v] for v in node.inputs]
-            for v in plan.dies[i]:
-                values[v] = None
-            try:
-                where = inference if plan.settled[i] else context
-                y, kept = node.layer.forward(*ins, context=where, overwrite=overwrite[i])  # type: ignore[arg-type]
-            except Exception as error:
-                error.add_note(f"in forward of {node.name}, {node.layer!r}")
-                raise
-            del ins
-            values[self.n_inputs + i] = y
-            saved.append(kept if keep and (context.keep or not plan.settled[i]) else None)
-            del y, kept
-        return tuple(values[v] for v in self.outputs), saved  # type: ignore[misc]
+        run = ForwardPass(self, xs, context or Context())
+        run.run(len(self.nodes))
+        return run.outputs(), run.saved
 
     def backward(
         self,
-        dys: Sequence[Array],
+        dys: Sequence[Array | None],
         saved: list[Any],
         *,
         done: Callable[[Node], None] = _ignore,
-        input_gradients: bool = False,
+        input_gradients: bool | Sequence[bool] = False,
     ) -> tuple[Array, ...]:
-        """Adds to the parameters' gradients; returns those of the inputs if asked for, else ().
+        """Adds to the parameters' gradients; returns those of the inputs asked for (all, none, or by flags).
 
         ``done(node)`` is called when a node's parameter gradients are complete, last node first. A value read by
         several nodes gets the sum of their gradients in the order of ``nodes`` reversed. ``saved`` is used up.
-        ``dys`` are not written to.
+        ``dys`` are not written to; None stands for an output that has no gradient.
         """
-        if len(dys) != len(self.outputs) or len(saved) != len(self.nodes):
-            raise ValueError(
-                f"Graph.backward: {len(dys)} gradients and {len(saved)} saved values, expected {len(self.outputs)} of"
-                f" outputs and {len(self.nodes)} of nodes"
-            )
-        plan = self.plan()
-        needed = plan.needs_gradient(input_gradients)
-        grads: dict[int, tuple[Array, bool]] = {}  # with whether nobody else holds the memory
-        for v, dy in zip(self.outputs, dys, strict=True):
-            grads[v] = (K.add(grads[v][0], dy), True) if v in grads else (dy, False)
-        for i in reversed(range(len(self.nodes))):
-            node = self.nodes[i]
-            kept, saved[i] = saved[i], _USED
-            if kept is _USED:
-                raise ValueError("Graph.backward: saved is used up, expected that of a new forward pass")
-            value = self.n_inputs + i
-            if not needed[value] or value not in grads:
-                grads.pop(value, None)
-                done(node)
-                continue
-            dy, own = grads.pop(value)
-            try:
-                dxs = node.layer.backward(dy, kept, any(needed[v] for v in node.inputs), own)
-            except Exception as error:
-                error.add_note(f"in backward of {node.name}, {node.layer!r}")
-                raise
-            del kept
-            shares = [dx is not None and np.may_share_memory(dx, dy) for dx in dxs]
-            for v, dx, shared in zip(node.inputs, dxs, shares, strict=True):
-                if dx is not None and needed[v]:
-                    mine = not shared or (own and sum(shares) == 1)
-                    grads[v] = _sum(grads[v], (dx, mine)) if v in grads else (dx, mine)
-            del dxs, dy
-            done(node)
-        if not input_gradients:
-            return ()
-        missing = [v for v in range(self.n_inputs) if v not in grads]
-        if missing:
-            raise ValueError(f"Graph.backward: nobody reads inputs {missing}, expected all read for their gradients")
-        return tuple(grads[v][0] for v in range(self.n_inputs))
+        run = self.start_backward(dys, saved, done=done, input_gradients=input_gradients)
+        run.run(0)
+        return run.input_gradients()
+
+    def start_forward(self, *xs: Array, context: Context) -> ForwardPass:
+        """A forward pass that has not begun, for micro-batches that advance together."""
+        return ForwardPass(self, xs, context)
+
+    def start_backward(
+        self,
+        dys: Sequence[Array | None],
+        saved: list[Any],
+        *,
+        done: Callable[[Node], None] = _ignore,
+        input_gradients: bool | Sequence[bool] = False,
+    ) -> BackwardPass:
+        """A backward pass that has not begun; arguments as for ``backward``."""
+        flags = [input_gradients] * self.n_inputs if isinstance(input_gradients, bool) else list(input_gradients)
+        return BackwardPass(self, dys, saved, flags, done)
+
+    def meetings(self, context: Context) -> list[int]:
+        """The nodes in which the micro-batches of a batch must meet, with this context."""
+        settled = self.plan().settled
+        return [i for i, node in enumerate(self.nodes) if node.layer.meets(context) and not settled[i]]
 
     def freeze(self, names: Collection[str]) -> None:
         """Freezes the layers of the nodes ``names``; build ``Parameters`` afterwards. KeyError for an unknown name."""
@@ -196,16 +157,21 @@ class Graph:
     def split(self, cuts: Sequence[int]) -> list[Graph]:
         """Consecutive stages, cut before the nodes ``cuts``. Values alive at a cut leave one stage and enter the next.
 
-        The stages share this graph's layers; run one after another they compute exactly what it does.
+        The stages share this graph's layers; run one after another they compute exactly what it does. A value that
+        skips a stage enters and leaves it. ``wanted`` of each stage says which of its inputs need gradients, ``frozen``
+        which of them frozen layers lie behind.
         """
         edges = [0, *cuts, len(self.nodes)]
         if any(a >= b for a, b in pairwise(edges)):
             raise ValueError(f"Graph.split: cuts are {list(cuts)}, expected rising from 1 to {len(self.nodes) - 1}")
+        plan = self.plan()
+        needed = plan.needs_gradient(self.wanted)
         stages = []
         for a, b in pairwise(edges):
             ins = self.live(a) if a else list(range(self.n_inputs))
             rename = {v: i for i, v in enumerate([*ins, *range(self.n_inputs + a, self.n_inputs + b)])}
             stage = Graph(len(ins))
+            stage.wanted, stage.frozen = tuple(needed[v] for v in ins), tuple(plan.frozen[v] for v in ins)
             for node in self.nodes[a:b]:
                 stage.nodes.append(Node(node.name, node.layer, tuple(rename[v] for v in node.inputs)))
             leaving = self.live(b) if b < len(self.nodes) else self.outputs
@@ -285,9 +251,3 @@ class Graph:
             texts += [t.rjust(w) for t, w in zip(row[left:], widths[left:], strict=True)]
             lines.append("  ".join(texts))
         return "\n".join(lines)
-
-
-def _sum(first: tuple[Array, bool], second: tuple[Array, bool]) -> tuple[Array, bool]:
-    """The sum of two gradients, in place where one of them may be written to."""
-    out = first[0] if first[1] else second[0] if second[1] else None
-    return K.add(first[0], second[0], out=out), True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
 
@@ -118,6 +118,29 @@ class Layer:
 
         ``overwrite`` allows to use the memory of ``dy`` for one of the results.
         """
+        raise NotImplementedError
+
+    def meets(self, context: Context) -> bool:
+        """Whether the result for a sample depends on the whole batch, so that its micro-batches must meet here.
+
+        Then ``forward(x)`` is ``forward_after(x, forward_meet([x]))``, and so is ``backward``.
+        """
+        return False
+
+    def forward_meet(self, batches: Sequence[Sequence[Array]], context: Context) -> Any:
+        """What the micro-batches, whose inputs these are, make together."""
+        raise NotImplementedError
+
+    def forward_after(self, xs: Sequence[Array], joint: Any, context: Context) -> tuple[Array, Any]:
+        """Result and saved value of one micro-batch."""
+        raise NotImplementedError
+
+    def backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Any:
+        """What the micro-batches' (``dy``, saved value) make together; adds the parameter gradients of all."""
+        raise NotImplementedError
+
+    def backward_after(self, dy: Array, saved: Any, joint: Any, overwrite: bool = False) -> tuple[Array | None, ...]:
+        """The gradient of each input for one micro-batch."""
         raise NotImplementedError
 
     def add_gradient(self, name: str, kernel: Callable[..., Array], *batch: Array, **options: Any) -> None:

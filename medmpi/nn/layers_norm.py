@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
 from ..kernels.arrays import Array
+from ..kernels.collective import merge_statistics_of
 from .initialise import Initializer, constant
 from .layer import Context, Layer, Moments, ParameterSpec, Shape, Statistics, image_shape
+
+Joint: TypeAlias = tuple[int, Moments, Moments]
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class BatchNorm2d(Layer):
 
     While training, mean and (biased) variance are those of the batch, and the running ones move by ``momentum`` towards
     it (None: their plain average), the variance unbiased; otherwise the running ones are used. With
-    ``context.statistics`` the batch is that of all ranks: results and gradients are those of one rank holding it all,
-    and a rank without samples takes part. ``residual`` adds a second input to the result and ``relu`` then clips it,
-    in the same pass; ``Graph.fuse`` sets both. A frozen one uses and keeps its running statistics also while training.
+    ``context.statistics`` the batch is that of all ranks and micro-batches: results and gradients are those of one rank
+    holding it all, and a rank without samples takes part. ``residual`` adds a second input to the result and ``relu``
+    then clips it, in the same pass; ``Graph.fuse`` sets both. A frozen one uses and keeps its running statistics also
+    while training.
     """
 
     def __init__(
@@ -68,43 +72,93 @@ class BatchNorm2d(Layer):
                 eps=self.eps, relu=self.relu, residual=residual, out=x if overwrite else None,
             )  # fmt: skip
             return y, _Fixed(x, y if self.relu else None)
-        count, mean, m2 = self._moments(x, context.statistics)
-        if count == 1:
-            raise ValueError(f"{self.name}: 1 value per channel, expected more for batch statistics")
-        if count > 0:
-            self._track(count, mean, m2)
+        joint = self.forward_meet([xs], context) if self.meets(context) else self._own_moments(x)
+        return self.forward_after(xs, joint, context)
+
+    def meets(self, context: Context) -> bool:
+        return context.train and context.statistics is not None and not self.frozen
+
+    def _own_moments(self, x: Array) -> Joint:
+        """Count, mean and sum of squared deviations per channel of the samples at hand alone."""
+        moments = K.batch_norm_statistics(x)
+        self._track(*moments)
+        return moments
+
+    def forward_meet(self, batches: Sequence[Sequence[Array]], context: Context) -> Joint:
+        """Count, mean and sum of squared deviations of the batch of all micro-batches and ranks, per channel."""
+        assert context.statistics is not None
+        pieces = [piece for xs in batches for piece in self._pieces(xs[0])]
+        rows = np.empty((len(pieces), 1 + 2 * self.channels))
+        for row, piece in zip(rows, pieces, strict=True):
+            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = K.batch_norm_statistics(piece)
+        if self.exact is not None:
+            moments = context.statistics.merge_parts(rows)
+        elif len(rows) == 1:
+            row = rows[0]
+            moments = context.statistics.merge(int(row[0]), row[1 : 1 + self.channels], row[1 + self.channels :])
+        else:
+            mean, m2 = np.empty(self.channels), np.empty(self.channels)
+            count = int(merge_statistics_of(rows, mean, m2))
+            moments = context.statistics.merge(count, mean, m2)
+        self._track(*moments)
+        return moments
+
+    def _pieces(self, x: Array) -> list[Array]:
+        """The parts of exact sums, or all in one."""
+        return [x] if self.exact is None else [x[part] for part in self.exact.parts(len(x))]
+
+    def forward_after(self, xs: Sequence[Array], joint: Joint, context: Context) -> tuple[Array, Any]:
+        x, residual = xs[0], xs[1] if self.residual else None
+        count, mean, m2 = joint
         rstd = 1.0 / np.sqrt(m2 / max(count, 1) + self.eps)
-        y = K.batch_norm_apply(x, gamma, beta, mean, rstd, relu=self.relu, residual=residual)
+        y = K.batch_norm_apply(x, self.p["weight"], self.p["bias"], mean, rstd, relu=self.relu, residual=residual)
         return y, (x, y if self.relu else None, mean, rstd, count, context.statistics)
 
-    def _moments(self, x: Array, statistics: Statistics | None) -> tuple[int, Moments, Moments]:
-        """Count, mean and sum of squared deviations of the batch, per channel."""
-        if statistics is None:
-            return K.batch_norm_statistics(x)
-        if self.exact is None:
-            return statistics.merge(*K.batch_norm_statistics(x))
-        parts = np.empty((-(-len(x) // self.exact.samples), 1 + 2 * self.channels))
-        for row, part in zip(parts, self.exact.parts(len(x)), strict=True):
-            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = K.batch_norm_statistics(x[part])
-        return statistics.merge_parts(parts)
+    def backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Moments:
+        """Sums of ``dy`` and ``dy * xhat`` per channel over all micro-batches and ranks; adds this rank's to ``g``."""
+        rows = []
+        for dy, (x, y, mean, rstd, _, _) in batches:
+            masks = [None] * len(self._pieces(x)) if y is None else self._pieces(y)
+            for pieces in zip(self._pieces(dy), self._pieces(x), masks, strict=True):
+                rows.append(np.concatenate(K.batch_norm_backward_reduce(*pieces[:2], mean, rstd, pieces[2])))
+        parts = np.array(rows).reshape(-1, 2 * self.channels)
+        joint: Statistics = batches[0][1][-1]
+        if self.exact is not None:
+            for row in parts:
+                self.exact.totals["bias"] += row[: self.channels].astype(np.float32)
+                self.exact.totals["weight"] += row[self.channels :].astype(np.float32)
+            return joint.sum_parts(parts)
+        total = parts[0] if len(parts) == 1 else parts.sum(0)
+        self.g["bias"] += total[: self.channels].astype(np.float32)  # of this rank: the ranks' are added later
+        self.g["weight"] += total[self.channels :].astype(np.float32)
+        return joint.sum(total)
 
-    def _sums(self, dy: Array, x: Array, mean: Moments, rstd: Moments, y: Array | None, joint: Statistics) -> Moments:
-        """Sums of ``dy`` and ``dy * xhat`` per channel over all ranks; adds this rank's to the gradients."""
-        if self.exact is None:
-            sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
-            self.g["bias"] += sum_dy.astype(np.float32)  # of this rank: the gradients of all ranks are added later
-            self.g["weight"] += sum_dy_xhat.astype(np.float32)
-            return joint.sum(np.concatenate((sum_dy, sum_dy_xhat)))
-        totals = self.exact.totals
-        parts = np.empty((-(-len(x) // self.exact.samples), 2 * self.channels))
-        for row, part in zip(parts, self.exact.parts(len(x)), strict=True):
-            sums = K.batch_norm_backward_reduce(dy[part], x[part], mean, rstd, None if y is None else y[part])
-            row[: self.channels], row[self.channels :] = sums
-            totals["bias"] += sums[0].astype(np.float32)
-            totals["weight"] += sums[1].astype(np.float32)
-        return joint.sum_parts(parts)
+    def backward_after(
+        self, dy: Array, saved: Any, joint: Moments, overwrite: bool = False
+    ) -> tuple[Array | None, ...]:
+        x, y, mean, rstd, count, _ = saved
+        dresidual, out = self._places(dy, overwrite)
+        sum_dy, sum_dy_xhat = (np.ascontiguousarray(part) for part in np.split(joint, 2))
+        dx = K.batch_norm_backward_apply(
+            dy, x, self.p["weight"], mean, rstd, sum_dy, sum_dy_xhat, count, y, dresidual=dresidual, out=out
+        )
+        return self._with_residual(dx, dy, dresidual)
 
-    def _track(self, count: int, mean: NDArray[np.float64], m2: NDArray[np.float64]) -> None:
+    def _places(self, dy: Array, overwrite: bool) -> tuple[Array | None, Array | None]:
+        """Where the residual's gradient goes (None: without a ReLU it is dy itself) and where dx may go."""
+        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
+        return dresidual, dy if overwrite and (dresidual is not None or not self.residual) else None
+
+    def _with_residual(self, dx: Array, dy: Array, dresidual: Array | None) -> tuple[Array | None, ...]:
+        if self.residual:
+            return dx, dy if dresidual is None else dresidual
+        return (dx,)
+
+    def _track(self, count: int, mean: Moments, m2: Moments) -> None:
+        if count == 1:
+            raise ValueError(f"{self.name}: 1 value per channel, expected more for batch statistics")
+        if count == 0:
+            return
         self.b["num_batches_tracked"] += 1
         rate = self.momentum if self.momentum is not None else 1.0 / float(self.b["num_batches_tracked"])
         for name, value in (("running_mean", mean), ("running_var", m2 / (count - 1))):
@@ -116,40 +170,19 @@ class BatchNorm2d(Layer):
     ) -> tuple[Array | None, ...]:
         if isinstance(saved, _Fixed):
             return self._backward_fixed(dy, saved)
-        x, y, mean, rstd, count, statistics = saved
-        # without a ReLU the residual's gradient is dy itself
-        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
-        out = dy if overwrite and (dresidual is not None or not self.residual) else None
-        gamma = self.p["weight"]
-        if statistics is None:
-            grads = self.g if self.exact is None else {}
-            dx, dgamma, dbeta = K.batch_norm_backward(
-                dy,
-                x,
-                gamma,
-                mean,
-                rstd,
-                y=y,
-                dgamma=grads.get("weight"),
-                dbeta=grads.get("bias"),
-                dresidual=dresidual,
-                out=out,
-            )
-            if self.exact is not None:
-                self.exact.totals["weight"] += dgamma
-                self.exact.totals["bias"] += dbeta
-        else:
-            sums = self._sums(dy, x, mean, rstd, y, statistics)
-            sum_dy, sum_dy_xhat = (
-                np.ascontiguousarray(sums[: self.channels]),
-                np.ascontiguousarray(sums[self.channels :]),
-            )
-            dx = K.batch_norm_backward_apply(
-                dy, x, gamma, mean, rstd, sum_dy, sum_dy_xhat, count, y, dresidual=dresidual, out=out
-            )
-        if self.residual:
-            return dx, dy if dresidual is None else dresidual
-        return (dx,)
+        if saved[-1] is not None:
+            return self.backward_after(dy, saved, self.backward_meet([(dy, saved)]), overwrite)
+        x, y, mean, rstd, _, _ = saved
+        dresidual, out = self._places(dy, overwrite)
+        grads = self.g if self.exact is None else {}
+        dx, dgamma, dbeta = K.batch_norm_backward(
+            dy, x, self.p["weight"], mean, rstd, y=y, dgamma=grads.get("weight"), dbeta=grads.get("bias"),
+            dresidual=dresidual, out=out,
+        )  # fmt: skip
+        if self.exact is not None:
+            self.exact.totals["weight"] += dgamma
+            self.exact.totals["bias"] += dbeta
+        return self._with_residual(dx, dy, dresidual)
 
     def _backward_fixed(self, dy: Array, saved: _Fixed) -> tuple[Array | None, ...]:
         """With running statistics the layer is a scale and a shift per channel."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .layer import Layer
 
@@ -19,18 +19,35 @@ class Plan:
     overwrite_train: list[bool]
     overwrite_infer: list[bool]
     settled: list[bool]
-    _needs: list[bool]
-    _needs_with_inputs: list[bool]
+    frozen: list[bool]
+    _inputs: list[tuple[int, ...]]
+    _learns: list[bool]
+    _needs: dict[tuple[bool, ...], list[bool]] = field(default_factory=dict)
 
-    def needs_gradient(self, input_gradients: bool) -> list[bool]:
-        """For every value, whether a parameter (or, with ``input_gradients``, an input) lies behind it."""
-        return self._needs_with_inputs if input_gradients else self._needs
+    def needs_gradient(self, wanted: Sequence[bool]) -> list[bool]:
+        """For every value, whether a parameter, or an input whose gradient is ``wanted``, lies behind it."""
+        key = tuple(wanted)
+        if key not in self._needs:
+            needed = list(key)
+            for learns, ins in zip(self._learns, self._inputs, strict=True):
+                needed.append(learns or any(needed[v] for v in ins))
+            self._needs[key] = needed
+        return self._needs[key]
 
     @classmethod
     def of(
-        cls, layers: Sequence[Layer], inputs: Sequence[tuple[int, ...]], n_inputs: int, outputs: Sequence[int]
+        cls,
+        layers: Sequence[Layer],
+        inputs: Sequence[tuple[int, ...]],
+        outputs: Sequence[int],
+        wanted: Sequence[bool],
+        frozen: Sequence[bool],
     ) -> Plan:
-        """The plan of a graph of ``layers``, where layer i reads ``inputs[i]``."""
+        """The plan of a graph of ``layers``, where layer i reads ``inputs[i]``.
+
+        Of each input, ``wanted`` says whether its gradient is, ``frozen`` whether frozen layers made it.
+        """
+        n_inputs = len(wanted)
         readers: dict[int, list[int]] = {}
         for i, values in enumerate(inputs):
             for v in values:
@@ -54,17 +71,11 @@ class Plan:
                 layer.can_overwrite(train) and free(ins[0], train) for layer, ins in zip(layers, inputs, strict=True)
             ]
 
-        def needs(given: bool) -> list[bool]:
-            needed = [given] * n_inputs
-            for layer, ins in zip(layers, inputs, strict=True):
-                trained = bool(layer.parameter_specs()) and not layer.frozen
-                needed.append(trained or any(needed[v] for v in ins))
-            return needed
-
-        frozen = [False] * n_inputs
+        learns = [bool(layer.parameter_specs()) and not layer.frozen for layer in layers]
+        behind = list(frozen)
         for layer, ins in zip(layers, inputs, strict=True):
-            frozen.append(layer.frozen or any(frozen[v] for v in ins))
-        needed = needs(False)
-        settled = [f and not n for f, n in zip(frozen, needed, strict=True)][n_inputs:]
-
-        return cls([tuple(d) for d in dies], overwrite(True), overwrite(False), settled, needed, needs(True))
+            behind.append(layer.frozen or any(behind[v] for v in ins))
+        plan = cls([tuple(d) for d in dies], overwrite(True), overwrite(False), [], behind, list(inputs), learns)
+        needed = plan.needs_gradient(wanted)
+        plan.settled.extend(f and not n for f, n in list(zip(behind, needed, strict=True))[n_inputs:])
+        return plan

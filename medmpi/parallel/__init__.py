@@ -1,4 +1,4 @@
-"""Ranks: launching and guarding them, collective operations, gradient buckets, statistics and time accounts.
+"""Ranks: launching and guarding them, collective operations, the grid of model parts, pipelines, gradient buckets.
 
 mpi4py is imported when ``start`` is called, and only here.
 """
@@ -6,7 +6,9 @@ mpi4py is imported when ``start`` is called, and only here.
 from .balance import Balance
 from .buckets import GradientBuckets
 from .exact import ExactSums
+from .grid import Grid
 from .launch import start
+from .pipeline import Pipeline
 from .statistics import RankStatistics
 from .timing import Account, Timer
 from .work import Outcome, collect, pull
@@ -17,7 +19,9 @@ __all__ = [
     "Balance",
     "ExactSums",
     "GradientBuckets",
+    "Grid",
     "Outcome",
+    "Pipeline",
     "RankStatistics",
     "Timer",
     "World",

@@ -27,6 +27,7 @@ class Watch:
         self._world = world
         self.group = world.group
         self._farewell: Any = None
+        self.peer: int | None = None  # the rank that this one exchanges messages with, when it waits for one alone
 
     def problem(self) -> tuple[int, str] | None:
         """Exit code and message when the job must end now."""
@@ -38,7 +39,12 @@ class Watch:
             return EXIT_ERROR, f"{self._name(neighbour)} has disappeared{self._doing(neighbour)}{self.place()}"
         if me["seconds"] < 0:
             return None
-        late = [line for line in lines if line["operations"] < me["operations"]]
+        peer = self.peer
+        if peer is None:
+            late = [line for line in lines if line["operations"] < me["operations"]]
+        else:
+            here = self._world.node_ranks[self._world.node]
+            late = [lines[here.index(peer)]] if peer in here else []
         for line in late:
             if line["leaving"]:
                 return failure(line["exit_code"]), (
@@ -55,12 +61,19 @@ class Watch:
             f"watchdog: '{me['operation']}' (operation {me['operations']}) has waited {me['seconds']:.1f} s, more than "
             f"the {self._world.timeout:g} s allowed{self.place()}"
         )
-        other = [x for x in lines if x["operations"] == me["operations"] and x["operation"] != me["operation"]]
+        peer = self.peer
+        other = [
+            x
+            for x in lines
+            if peer is None and x["operations"] == me["operations"] and x["operation"] != me["operation"]
+        ]
         if late:
             text += "; not arrived: " + "; ".join(f"{self._name(x)}{self._doing(x)}" for x in late)
             self._show_stacks(late)
         elif other:
             text += "; " + "; ".join(f"{self._name(x)} is in '{x['operation']}' instead" for x in other)
+        elif peer is not None:
+            text += f"; look at rank {peer} of this group, on {self._world.hosts[peer]}"
         elif self._world.nodes > 1:
             missing = [r for i, node in enumerate(self._world.node_ranks) if i != self._world.node for r in node]
             text += f"; all ranks of {host_name()} have arrived, look at the other nodes: ranks " + ", ".join(

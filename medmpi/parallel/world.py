@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,27 @@ class World:
         finally:
             self.seconds["comm"] += time.perf_counter() - start
             self.group.leave()
+
+    def wait_for(self, requests: list[Any], peer: int, operation: str) -> None:
+        """Waits for messages to or from the rank ``peer``; the watchdog names it when it does not come."""
+        from mpi4py import MPI
+
+        if MPI.Request.Testall(requests):
+            return
+        start = time.perf_counter()
+        self._watch.peer = peer
+        self.group.enter(operation)
+        try:
+            while not MPI.Request.Testall(requests):
+                waited = time.perf_counter() - start
+                if waited > 2e-3:  # a rank that waits this long gives its core to whoever is late
+                    time.sleep(5e-5 if waited < 2e-2 else 2e-4)
+                elif waited > self._spin:
+                    os.sched_yield()
+        finally:
+            self.group.leave()
+            self._watch.peer = None
+            self.seconds["wait"] += time.perf_counter() - start
 
     def abort(self, code: int, message: str = "ended on request") -> None:
         """Ends all ranks with this exit code. Never returns."""
