@@ -9,9 +9,10 @@ class Grid:
     """The ranks of ``world`` as copies of a model, each split into ``stages`` of layers and ``tiles`` of image rows.
 
     Ranks count tiles fastest, then stages, then replicas, so that those that talk most are neighbours. ``data`` joins
-    the ranks with the same layers: they sum gradients and batch statistics. ``pipe`` joins the stages of a replica (and
-    tile), ``rows`` the tiles of a stage. Without a split they are ``world`` itself, or None where a rank is alone.
-    Collective; ValueError where the ranks do not divide.
+    the ranks with the same layers: they sum gradients and batch statistics. ``copies`` joins the replicas of a stage
+    and tile, ``pipe`` the stages of a replica and tile, ``rows`` the tiles of a stage. ``data`` and ``copies`` may be
+    ``world`` itself, ``pipe`` and ``rows`` are None where there is no split. Collective; ValueError where the ranks do
+    not divide.
     """
 
     def __init__(self, world: World, *, stages: int = 1, tiles: int = 1) -> None:
@@ -27,6 +28,7 @@ class Grid:
         column, self.tile = divmod(world.rank, tiles)
         self.replica, self.stage = divmod(column, stages)
         self.data = world if stages == 1 else self._part(self.stage)
+        self.copies = self.data if tiles == 1 else self._part(self.stage * tiles + self.tile)
         self.pipe = None if stages == 1 else self._part(self.replica * tiles + self.tile)
         self.rows = None if tiles == 1 else self._part(self.replica * stages + self.stage)
 

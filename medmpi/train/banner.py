@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 def banner(job: Job, world: World, folder: Path) -> list[str]:
     """One line per subject."""
     o = job.options
-    multiply_adds = job.graph.macs((1, *job.dataset.image_size, job.dataset.channels))
-    h, w = job.dataset.image_size
-    local = -(-o.batch_size // world.size)
+    multiply_adds = job.model.macs((1, *job.image))
+    h, w, _ = job.image
+    local = -(-o.batch_size // job.grid.replicas)
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.nodes} node{'s' * (world.nodes > 1)}"
-    norm = "batch statistics over all ranks" if job.statistics is not None else "batch statistics per rank"
+    norm = _statistics(job)
     image = f"{h}x{w}x{job.dataset.channels}"
-    batch = f"global batch {o.batch_size} ({local} per rank)"
+    batch = f"global batch {o.batch_size} ({local} per {'rank' if job.grid.stages == 1 else 'replica'})"
     steps = f"{job.steps_per_epoch} steps per epoch, {o.epochs} epochs"
-    return [
+    lines = [
         f"medmpi {__version__}: {ranks}, {job.threads} thread{'s' * (job.threads > 1)} each, {world.library}",
         f"kernels: {K.backend()}" + (f", {norm}" if world.size > 1 else ""),
         f"data: {job.dataset.describe()}",
@@ -35,20 +35,47 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
         f"memory: about {expected_bytes(job, local) / 2**20:,.0f} MiB per rank",
         f"run folder: {folder}",
     ]
+    if job.grid.stages > 1:
+        lines.insert(2, _layout(job))
+    return lines
+
+
+def _statistics(job: Job) -> str:
+    """Over what batch normalisation takes its statistics."""
+    if job.statistics is not None:
+        return "batch statistics over the whole batch"
+    if job.pipeline.micro_batches > 1:
+        return "batch statistics per micro-batch"
+    return "batch statistics per " + ("rank" if job.grid.stages == 1 else "replica")
+
+
+def _layout(job: Job) -> str:
+    """The grid, where the model is cut, and how batches go through it."""
+    names = ", ".join(job.model.nodes[cut].name for cut in job.cuts)
+    n = job.pipeline.micro_batches
+    pieces = f"{n} micro-batch{'es' * (n > 1)} ({job.options.pipeline})"
+    if n == 1:
+        pieces += ", stages work in turn"
+    return f"split: {job.grid.describe()}, cut before {names}; {pieces}"
 
 
 def parameter_count(job: Job) -> str:
     """'11,173,962 parameters', and how many of them are trained where some are frozen."""
-    whole = sum(info.parameters for info in job.graph.describe((1, *job.dataset.image_size, job.dataset.channels)))
-    trained = len(job.parameters)
+    infos = job.model.describe((1, *job.image))
+    whole, trained = (sum(i.parameters for i in infos if not (used and i.layer.frozen)) for used in (False, True))
     return f"{whole:,} parameters" + (f" ({trained:,} trained)" if trained != whole else "")
 
 
 def expected_bytes(job: Job, local_batch: int) -> int:
-    """Weights, gradients and optimizer state, and the activations that one rank's batch keeps for backward."""
-    h, w = job.dataset.image_size
+    """Weights, gradients and optimizer state, and the activations that one rank's batch keeps for backward.
+
+    With stages, of this rank's; the batch's activations are all there at once (not with 1F1B's micro-batches).
+    """
+    h, w, channels = job.image
     # weights, gradients, momentum; Adam has two moments
     fixed = job.parameters.value.nbytes * (2 + (2 if job.options.optimizer.startswith("adam") else 1))
-    per_image = 4 * sum(prod(shape) for shape in job.graph.shapes((1, h, w, job.dataset.channels)))
+    edges = [0, *job.cuts, len(job.model)]
+    sizes = job.model.shapes((1, h, w, channels))[1:]
+    per_image = 4 * sum(prod(shape) for shape in sizes[edges[job.grid.stage] : edges[job.grid.stage + 1]])
     # Gradients of activations and the loader's batches ahead come on top of what forward keeps.
-    return int(fixed + per_image * local_batch * 1.3 + 5 * 4 * local_batch * h * w * job.dataset.channels)
+    return int(fixed + per_image * local_batch * 1.3 + 5 * 4 * local_batch * h * w * channels)

@@ -140,9 +140,8 @@ def convert(name: str, value: Any, where: str) -> Any:
 
 def check(options: Options) -> None:
     """Refuses settings that do not fit together or that no code serves yet."""
-    for name in ("stages", "tiles", "micro_batches"):
-        if getattr(options, name) != 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)} is not available yet, expected 1")
+    if options.tiles != 1:
+        raise ConfigError(f"--tiles {options.tiles} is not available yet, expected 1")
     for name, only in (("device", "cpu"), ("precision", "fp32")):
         if getattr(options, name) != only:
             raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")

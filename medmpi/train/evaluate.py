@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from medmpi import kernels as K
 from medmpi import nn
-from medmpi.data import Batch, Dataset, Loader
+from medmpi.data import Batch, Dataset
 from medmpi.train import metrics
+from medmpi.train.feed import feed
 from medmpi.train.metrics import Scores
 
 if TYPE_CHECKING:
@@ -41,20 +42,21 @@ def evaluate(
     part, n = dataset.splits[split], len(dataset.splits[split])
     per_round = np.maximum(job.balance.shares(job.options.batch_size), 1)
     rounds = int(np.max(-(-job.balance.shares(n) // per_round)))
-    mine, step = job.balance.part(np.arange(n, dtype=np.int64))[1], int(per_round[world.rank])
+    mine, step = job.balance.part(np.arange(n, dtype=np.int64))[1], int(per_round[job.grid.replica])
     batches = [mine[i : i + step] for i in range(0, len(mine), step)]
     context = nn.Context(train=False)
     measure = _logits if dataset.task == "classification" else _pixels
     criterion = job.criterion
     found: list[tuple[NDArray[Any], ...]] = []
-    with Loader(part, batches, threads=job.options.workers) as loader:
+    with feed(job, part, batches) as loader:
         batch_of = iter(loader)
         for turn in range(rounds):
             poll()
             if turn < len(batches):
                 batch = next(batch_of)
-                (logits,), _ = job.graph.forward(batch.images, context=context)
-                found.append(measure(batch, logits, weight, criterion))
+                logits = job.pipeline.infer(batch.images, len(batch.ids), context)
+                if logits is not None:
+                    found.append(measure(batch, logits, weight, criterion))
     gathered = world.gather(found)
     scores: Scores | None = None
     if gathered is not None:

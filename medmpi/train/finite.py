@@ -40,8 +40,8 @@ class Buffers:
 class NonFiniteGuard:
     """Counts steps without a usable gradient; ends the run after three in a row."""
 
-    def __init__(self, world: World, parameters: nn.Parameters, warn: Callable[[str], None]) -> None:
-        self._world, self._parameters, self._warn = world, parameters, warn
+    def __init__(self, world: World, replica: int, parameters: nn.Parameters, warn: Callable[[str], None]) -> None:
+        self._world, self._replica, self._parameters, self._warn = world, replica, parameters, warn
         self._in_a_row = 0
 
     def good(self) -> None:
@@ -50,7 +50,8 @@ class NonFiniteGuard:
     def bad(self, step: int, ids: Sequence[int], images: NDArray[np.float32], again: Callable[[], float]) -> None:
         """Called by all ranks for the same step; Failure (exit 4) from the third in a row on.
 
-        again() computes the rank's loss and gradient once more without other ranks. The gradient is zero afterwards.
+        again() computes the replica's loss and gradient once more without other replicas. `images` is empty where the
+        rank has none. The gradient is zero afterwards.
         """
         self._in_a_row += 1
         parameters = self._parameters
@@ -61,11 +62,17 @@ class NonFiniteGuard:
         mine: tuple[list[int], str, bool] | None = None
         if spoilt or not np.isfinite(loss):
             inside = [bool(np.isfinite(image).all()) for image in images]
-            pixels = [int(i) for i, fine in zip(ids, inside, strict=True) if not fine]
+            pixels = [int(i) for i, fine in zip(ids, inside, strict=False) if not fine]
             # Backward goes from the last layer to the first, so the last name in the list was spoilt first.
             mine = (pixels or [int(i) for i in ids], spoilt[-1] if spoilt else "the loss", bool(pixels))
-        found = self._world.allgather(mine)
-        culprits = [f"rank {rank}, {_describe(entry)}" for rank, entry in enumerate(found) if entry is not None]
+        found = self._world.allgather((self._replica, mine))
+        first: dict[
+            int, tuple[int, tuple[list[int], str, bool]]
+        ] = {}  # by replica: its last stage, or where pixels are
+        for rank, (replica, entry) in enumerate(found):
+            if entry is not None and not (replica in first and first[replica][1][2]):
+                first[replica] = rank, entry
+        culprits = [f"rank {rank}, {_describe(entry)}" for rank, entry in first.values()]
         where = "; ".join(culprits) or "in the sum over ranks only: every rank's own gradient is finite"
         message = f"step {step}: gradient is not finite ({where})"
         if self._in_a_row >= IN_A_ROW:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import zlib
@@ -29,7 +30,7 @@ def initialise_from(source: str, job: Job, world: World) -> list[str]:
     """
     report = together(world, lambda: _load(source, job))
     crc = zlib.crc32(job.parameters.fixed.data, zlib.crc32(job.parameters.value.data))
-    world.agree({f"weights of --init {source} (checksum)": crc})
+    job.grid.data.agree({f"weights of --init {source} (checksum)": crc})
     return describe(report, source)
 
 
@@ -51,13 +52,22 @@ def _load(source: str, job: Job) -> nn.Loaded:
             classes = models.ModelSpec.from_metadata(metadata).classes
         except ValueError as error:
             raise Failure(f"--init {source}: {error}", USAGE) from None
-    report = nn.load_pretrained(job.graph, state, new_head=classes is not None and classes != job.dataset.classes)
+    graph = job.graph
+    if job.grid.stages > 1:  # the report is about the whole network, so a whole one takes the file
+        graph = copy.deepcopy(job.model)
+        nn.Parameters(graph, seed=job.options.seed)
+    report = nn.load_pretrained(graph, state, new_head=classes is not None and classes != job.dataset.classes)
     if report.size == 0:
         raise Failure(
             f"--init {source}: nothing in it fits --model {job.options.model}: it has {_some(list(state))}; "
             f"the model has {_some(report.missing or report.mismatched)}",
             USAGE,
         )
+    for node in job.graph.nodes if graph is not job.graph else []:
+        layer, other = node.layer, graph[node.name]
+        for mine, theirs in ((layer.p, other.p), (layer.b, other.b)):
+            for name, value in mine.items():
+                value[...] = theirs[name]
     return report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +19,10 @@ from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.options import Options
 from medmpi.train.rate import Rate
 from medmpi.train.slow import slow_down
+from medmpi.train.split import choose_cuts, make_grid, make_pipeline
 
 if TYPE_CHECKING:
-    from medmpi.parallel import Balance, ExactSums, GradientBuckets, RankStatistics, World
+    from medmpi.parallel import Balance, ExactSums, GradientBuckets, Grid, Pipeline, RankStatistics, World
 
 _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
@@ -31,11 +33,15 @@ DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 
 @dataclass
 class Job:
-    """One rank's part of a run."""
+    """One rank's part of a run: ``graph`` and ``parameters`` are those of its stage, ``model`` is the whole network."""
 
     options: Options
     dataset: Dataset
+    grid: Grid
+    model: nn.Graph
+    cuts: list[int]
     graph: nn.Graph
+    pipeline: Pipeline
     parameters: nn.Parameters
     optimizer: nn.optim.Optimizer
     rate: Rate
@@ -53,11 +59,21 @@ class Job:
     def steps_per_epoch(self) -> int:
         return -(-len(self.dataset.splits["train"]) // self.options.batch_size)
 
+    @property
+    def image(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*self.dataset.image_size, self.dataset.channels)
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model."""
+        return sum(prod(spec.shape) for node in self.model.nodes for spec in node.layer.parameter_specs().values())
+
     def signature(self) -> str:
         """The model as a checkpoint must match it."""
-        h, w = self.dataset.image_size
-        count = len(self.parameters)
-        shape = f"{h}x{w}x{self.dataset.channels}"
+        h, w, channels = self.image
+        count = self.parameter_count
+        shape = f"{h}x{w}x{channels}"
         return f"{self.options.model} {shape}, {len(self.dataset.classes)} classes, {count} parameters"
 
     def spec(self) -> models.ModelSpec:
@@ -81,11 +97,13 @@ class Job:
         return None if self.augment is None else self.augment.at(self.options.seed, epoch)
 
     def divisors(self, batch: Batch, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What the loss of the global batch `ids` is divided by, the same on all ranks."""
+        """What the loss of the global batch `ids` is divided by, the same on all ranks that compute it."""
         if self.dataset.task == "classification":
             return self.criterion.denominators(self.dataset.splits["train"].labels[ids])
+        if not self.grid.last:
+            return np.zeros(2)
         # The other ranks' masks are not here: one small sum over ranks.
-        return self.world.sum(self.criterion.denominators(batch.labels))
+        return self.grid.data.sum(self.criterion.denominators(batch.labels))
 
 
 def build_job(options: Options, world: World) -> Job:
@@ -94,40 +112,50 @@ def build_job(options: Options, world: World) -> Job:
         K.set_threads(options.threads)
     dataset = together(world, lambda: open_data(options))
     options = settle(options, dataset.task)
-    _check_ranks(options, world)
     world.reproducible = options.reproducible
+    grid = make_grid(options, world)
+    _check_batch(options, grid)
     train = len(dataset.splits["train"])
-    if world.size > train:
-        raise Failure(f"{world.size} ranks for {train} training samples, expected at most one rank per sample", USAGE)
-    graph = together(world, lambda: _network(options, dataset))
-    parameters = nn.Parameters(graph, seed=options.seed, allocate=world.allocate)
+    if grid.replicas > train:
+        raise Failure(f"{grid.replicas} replicas for {train} training samples, expected at most one per sample", USAGE)
+    model = together(world, lambda: _network(options, dataset))
+    unit = part_of(options.batch_size) if options.reproducible else 1
+    image = (*dataset.image_size, dataset.channels)
+    cuts = choose_cuts(options, model, image, grid)
+    graph, pipeline = make_pipeline(options, model, cuts, image, grid, unit)
+    parameters = nn.Parameters(graph, seed=options.seed, allocate=grid.data.allocate)
     # Weights come from (seed, name) on every rank; ranks with another numpy or other sources would differ here.
-    world.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
+    grid.data.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
     weights = _class_weights(options, dataset)
     weight = None if weights is None else weights.astype(np.float32)
     criterion = (
         nn.CrossEntropy(weight) if dataset.task == "classification" else nn.DiceCrossEntropy(weight, smooth=_SMOOTH)
     )
-    exact = nn.ExactGradients(parameters, part_of(options.batch_size)) if options.reproducible else None
-    joint = options.sync_batchnorm and (world.size > 1 or options.reproducible)
+    exact = nn.ExactGradients(parameters, unit) if options.reproducible else None
+    several = grid.data.size > 1 or pipeline.micro_batches > 1
+    joint = options.sync_batchnorm and (several or options.reproducible)
     base_lr = options.lr or DEFAULT_LR[options.optimizer]
     together(world, lambda: slow_down(graph, world))
     return Job(
         options=options,
         dataset=dataset,
+        grid=grid,
+        model=model,
+        cuts=cuts,
         graph=graph,
+        pipeline=pipeline,
         parameters=parameters,
-        optimizer=together(world, lambda: _optimizer(options, parameters, base_lr)),
+        optimizer=together(world, lambda: _optimizer(options, model, parameters, base_lr)),
         rate=Rate(options, base_lr, -(-train // options.batch_size)),
         criterion=criterion,
-        buckets=parallel.ExactSums(exact, world) if exact else parallel.GradientBuckets(parameters, world),
-        statistics=parallel.RankStatistics(world) if joint else None,
+        buckets=parallel.ExactSums(exact, grid.data) if exact else parallel.GradientBuckets(parameters, grid.data),
+        statistics=parallel.RankStatistics(grid.data) if joint else None,
         class_weights=weights,
         base_lr=base_lr,
         threads=K.threads(),
         world=world,
         augment=together(world, lambda: _augment(options, dataset)),
-        balance=parallel.Balance(world, options.batch_size, unit=exact.samples if exact else 1, active=options.balance),
+        balance=parallel.Balance(grid.copies, options.batch_size, unit=unit, active=options.balance),
     )
 
 
@@ -149,18 +177,19 @@ def part_of(batch_size: int) -> int:
     return max(1, batch_size // _PARTS)
 
 
-def _check_ranks(options: Options, world: World) -> None:
-    if options.replicas is not None and options.replicas != world.size:
-        raise Failure(f"--replicas is {options.replicas} but there are {world.size} ranks, expected the same", USAGE)
-    if options.balance and not options.sync_batchnorm and world.size > 1:
+def _check_batch(options: Options, grid: Grid) -> None:
+    if options.balance and not options.sync_batchnorm and grid.replicas > 1:
         raise Failure(
             "--balance needs --sync-batchnorm: batch statistics per rank would depend on who is fast just now", USAGE
         )
+    if options.balance and grid.stages > 1:
+        raise Failure("--balance needs --stages 1: the stages of a replica must agree on its share", USAGE)
     unit = part_of(options.batch_size) if options.reproducible else 1
-    if world.size * unit > options.batch_size:
+    if grid.replicas * unit > options.batch_size:
         needs = "one image" if unit == 1 else f"{unit} images with --reproducible"
+        who = "rank" if grid.replicas == grid.world.size else "replica"
         raise Failure(
-            f"{world.size} ranks share a --batch-size of {options.batch_size}, expected at least {needs} per rank",
+            f"{grid.replicas} {who}s share a --batch-size of {options.batch_size}, expected at least {needs} per {who}",
             USAGE,
         )
 
@@ -225,11 +254,11 @@ def _network(options: Options, dataset: Dataset) -> nn.Graph:
     return graph
 
 
-def _optimizer(options: Options, parameters: nn.Parameters, lr: float) -> nn.optim.Optimizer:
+def _optimizer(options: Options, model: nn.Graph, parameters: nn.Parameters, lr: float) -> nn.optim.Optimizer:
     optimizer = _make_optimizer(options, parameters, lr)
-    factors = layer_rates(parameters.graph, options.layer_lr)
+    factors = layer_rates(model, options.layer_lr)
     if factors:
-        optimizer.scale_rates(factors)
+        optimizer.scale_rates({name: factor for name, factor in factors.items() if name in parameters.slices})
     return optimizer
 
 

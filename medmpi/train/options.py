@@ -114,9 +114,28 @@ class Options:
         False, "parallel", "same bits on any number of ranks: gradients are summed exactly, at about half the speed"
     )
     replicas: int | None = _option(None, "parallel", "data-parallel copies (default: all ranks)", low=1)
-    stages: int = _option(1, "parallel", "pipeline stages", low=1)
+    stages: int = _option(1, "parallel", "parts of the network's layers, each on ranks of its own", low=1)
+    cuts: str | None = _option(
+        None,
+        "parallel",
+        "layers that begin the later stages, by name or number (default: by measured times)",
+        metavar="LIST",
+    )
     tiles: int = _option(1, "parallel", "spatial tiles", low=1)
-    micro_batches: int = _option(1, "parallel", "micro-batches per step", low=1)
+    micro_batches: int = _option(
+        0,
+        "parallel",
+        "pieces in which a replica's share of a batch goes through the stages (0: 1 with batch normalisation, which "
+        "needs the whole batch, else 4 per stage); with --no-sync-batchnorm each has batch statistics of its own",
+        low=0,
+    )
+    pipeline: str = _option(
+        "1f1b",
+        "parallel",
+        "order of the micro-batches' passes: one forward, one backward, or all forward first (what batch statistics "
+        "over several micro-batches need anyway)",
+        choices=("1f1b", "gpipe"),
+    )
     balance: bool = _option(
         False, "parallel", "let the ranks' shares of a batch follow their measured speed; the batches stay the same"
     )

@@ -80,6 +80,7 @@ def run(options: Options, world: World) -> Outcome:
             log.event("stopped", where=str(request))
             raise
         finally:
+            saver.close()
             if metrics is not None:
                 metrics.close()
         log.event("done", seconds=time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import kernels, nn
-from medmpi.data import Batch, Loader, epoch_order, global_batches
+from medmpi.data import Batch, epoch_order, global_batches
 from medmpi.parallel import Account, Timer
 from medmpi.parallel.timing import imbalance
+from medmpi.train import step
 from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested
+from medmpi.train.feed import feed
 from medmpi.train.finite import Buffers, NonFiniteGuard
 from medmpi.train.job import Job
 from medmpi.train.latency import single_image_ms
@@ -47,9 +50,10 @@ class Trainer:
     def __init__(self, job: Job, world: World, saver: Saver, hooks: Hooks) -> None:
         self.job, self.world, self.saver, self.hooks = job, world, saver, hooks
         self.position, self.sums = Position(), Sums()
-        self._guard = NonFiniteGuard(world, job.parameters, hooks.warn)
+        self._guard = NonFiniteGuard(world, job.grid.replica, job.parameters, hooks.warn)
         self._buffers = Buffers(job.graph)
-        self._arena = kernels.Arena()  # of a step's activations and gradients
+        # of a step's activations and gradients; between stages the moments at which arrays die depend on messages
+        self._arena = kernels.Arena() if job.grid.stages == 1 else contextlib.nullcontext()
         self._timer = Timer(world.seconds)
         self._resources = Resources(world)
         self._read = self._timer.read()
@@ -74,12 +78,13 @@ class Trainer:
         self._read = self._timer.read()
         while p.step_in_epoch < len(batches) and p.step < limit:  # again whenever the ranks' shares have changed
             parts = [self.job.balance.part(ids) for ids in batches[p.step_in_epoch :]]
-            with Loader(split, [ids for _, ids in parts], transform=transform, threads=options.workers) as loader:
+            with feed(self.job, split, [ids for _, ids in parts], transform) as loader:
+                batch_of = iter(loader)
                 for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
                     self.world.place = f"epoch {p.epoch + 1}, step {p.step + 1}"
                     self._poll()
                     with self._timer("io"):
-                        batch = next(loader)
+                        batch = next(batch_of)
                     loss, lr = self._step(batch, ids, first)
                     p.step += 1
                     p.step_in_epoch += 1
@@ -103,11 +108,9 @@ class Trainer:
         self._buffers.keep()
         job.parameters.zero_grad()
         with self._arena:
-            (logits,), saved = job.graph.forward(batch.images, context=context)
-            loss, dlogits = job.criterion(logits, batch.labels, denominator=divisors)
-            job.graph.backward((dlogits,), saved, done=job.buckets.done)
+            tally = step.run(job, batch, context, divisors, job.buckets.done)
         job.buckets.finish()
-        norm = nn.optim.gradient_norm(job.parameters)
+        norm, loss = step.norm_and_loss(job, tally.loss)
         if not math.isfinite(norm):
             self._buffers.restore()
             self._guard.bad(p.step + 1, batch.ids.tolist(), batch.images, lambda: self._again(batch, context, divisors))
@@ -120,19 +123,16 @@ class Trainer:
         job.optimizer.lr = lr
         job.optimizer.step()
         n = len(ids)
-        self.sums.loss += loss * n
-        self.sums.images += len(batch.ids)
-        predicted = logits.argmax(-1)
-        self.sums.correct += int((predicted == batch.labels).sum())
-        self.sums.predictions += predicted.size
+        self.sums.loss += tally.loss * n
+        self.sums.images += tally.images
+        self.sums.correct += tally.correct
+        self.sums.predictions += tally.predictions
         return loss * n / max(len(batch.ids), 1), lr
 
     def _again(self, batch: Batch, context: nn.Context, divisors: NDArray[np.float64]) -> float:
-        """The rank's own loss and gradient, apart from the others: to tell whose data spoilt a step."""
+        """The replica's own loss and gradient, apart from the others: to tell whose data spoilt a step."""
         alone = nn.Context(True, context.seed, context.step, context.first_sample, None)
-        (logits,), saved = self.job.graph.forward(batch.images, context=alone)
-        loss, dlogits = self.job.criterion(logits, batch.labels, denominator=divisors)
-        self.job.graph.backward((dlogits,), saved)
+        loss = step.run(self.job, batch, alone, divisors, lambda node: None).loss
         if self.job.parameters.exact is not None:
             self.job.parameters.exact.round()
         return loss
@@ -192,7 +192,7 @@ class Trainer:
         job = self.job
         if len(job.dataset.splits["val"]) == 0:
             return None
-        with averaged(job.graph, self.world, active=job.statistics is None):
+        with averaged(job.graph, job.grid.data, active=job.statistics is None):
             return evaluate(job, "val", self.world, poll=self._poll)
 
     def _row(self, lr: float, scores: Scores | None, validation_seconds: float) -> dict[str, Any]:
@@ -227,7 +227,7 @@ class Trainer:
         """If any rank was asked to stop, all save the exact place and raise StopRequested."""
         if self.world.any(self.world.stop_requested()):
             self.hooks.progress.end()
-            self.saver.save(self.position, self.sums, None, best=False)
+            self.saver.save(self.position, self.sums, None, best=False, wait=True)
             raise StopRequested(f"epoch {self.position.epoch + 1}, step {self.position.step}")
 
     def poll_without_saving(self) -> None:

@@ -29,7 +29,7 @@ def _one_line(text):
     [
         (["--modle", "resnet18"], 2, "unknown flag '--modle'; did you mean '--model'?"),
         (["--lr", "high"], 2, "--lr is 'high', expected a number"),
-        (["--stages", "2"], 2, "--stages 2 is not available yet"),
+        (["--stages", "2"], 2, "--stages 2 does not divide 1 ranks, expected a multiple of 2"),
         (["--data", "npz:/nowhere/x.npz"], 3, "/nowhere/x.npz"),
         (["--data", "floppy:a"], 2, "floppy"),
         (["--data", "phantom:size=x"], 2, "phantom"),

@@ -1,0 +1,131 @@
+"""How a run's model is spread over the grid of ranks: its cuts, its micro-batches, its pipeline."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from medmpi import nn
+from medmpi.nn.measure import NodeCost, measure
+from medmpi.parallel import Grid, Pipeline
+from medmpi.parallel.cuts import balanced_cuts
+from medmpi.train.failure import USAGE, Failure
+from medmpi.train.options import Options
+
+if TYPE_CHECKING:
+    from medmpi.parallel import World
+
+# Seconds per byte between stages, for choosing cuts only: what two processes of one machine reach.
+_SECONDS_PER_BYTE = 4e-10
+_MEASURED_BYTES = 1 << 28  # a batch whose images' values are at most that large is measured
+
+
+def make_grid(options: Options, world: World) -> Grid:
+    """The grid that the settings ask for; Failure where it does not fit the number of ranks."""
+    part = options.stages * options.tiles
+    split = " x ".join(
+        f"--{name} {getattr(options, name)}" for name in ("stages", "tiles") if getattr(options, name) > 1
+    )
+    if world.size % part:
+        raise Failure(f"{split} does not divide {world.size} ranks, expected a multiple of {part}", USAGE)
+    if options.replicas is not None and options.replicas * part != world.size:
+        also = f" x {split} are {options.replicas * part} ranks" if split else ""
+        raise Failure(f"--replicas is {options.replicas}{also} but there are {world.size} ranks", USAGE)
+    return Grid(world, stages=options.stages, tiles=options.tiles)
+
+
+def choose_cuts(options: Options, model: nn.Graph, image: tuple[int, int, int], grid: Grid) -> list[int]:
+    """The nodes before which the model is cut: those of --cuts, else by measured times. Collective."""
+    if options.stages == 1:
+        if options.cuts:
+            raise Failure(f"--cuts is {options.cuts} but --stages is 1, expected one cut fewer than stages", USAGE)
+        return []
+    if options.stages > len(model):
+        raise Failure(f"--stages is {options.stages}, expected at most the {len(model)} layers of the model", USAGE)
+    if options.cuts:
+        return named_cuts(options.cuts, model, options.stages)
+    cuts: list[int] = []
+    if grid.world.rank == 0:
+        costs = measure_model(model, image, max(1, options.batch_size // grid.replicas))
+        cuts = cuts_by_cost(model, image, costs, options.stages)
+    return grid.world.broadcast(cuts, operation="choose cuts")
+
+
+def measure_model(model: nn.Graph, image: tuple[int, int, int], images: int) -> list[NodeCost]:
+    """The cost of each node for one image, measured with a few of the ``images`` of a step."""
+    sizes = model.shapes((1, *image))
+    largest = max(4 * prod(shape) for shape in sizes)
+    n = max(1, min(images, 16, _MEASURED_BYTES // (8 * largest)))
+    return [
+        NodeCost(c.name, c.forward / n, c.backward / n, c.parameter_bytes, c.output_bytes // n, c.saved_bytes // n)
+        for c in measure(model, (n, *image))
+    ]
+
+
+def cuts_by_cost(model: nn.Graph, image: tuple[int, int, int], costs: Sequence[NodeCost], stages: int) -> list[int]:
+    """The cuts that make the slowest stage fastest, sending included."""
+    sizes = model.shapes((1, *image))
+    send = [_SECONDS_PER_BYTE * 8 * sum(prod(sizes[v]) for v in model.live(i)) for i in range(len(model))]
+    return balanced_cuts([c.seconds for c in costs], stages, transfer=send)
+
+
+def named_cuts(text: str, model: nn.Graph, stages: int) -> list[int]:
+    """``layer2.0.conv1,57``: names or numbers of the nodes that begin the second and later stages."""
+    names = [node.name for node in model.nodes]
+    cuts = []
+    for word in (part.strip() for part in text.split(",")):
+        if word in names:
+            cuts.append(names.index(word))
+        elif word.isdecimal() and 0 < int(word) < len(names):
+            cuts.append(int(word))
+        else:
+            close = difflib.get_close_matches(word, names, 1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise Failure(
+                f"--cuts: '{word}' is no layer of the model, expected a name such as '{names[len(names) // 2]}'"
+                f" or a number from 1 to {len(names) - 1}{hint}",
+                USAGE,
+            )
+    if len(cuts) != stages - 1:
+        raise Failure(f"--cuts has {len(cuts)} layers, expected {stages - 1} for --stages {stages}", USAGE)
+    if any(a >= b for a, b in zip([0, *cuts], [*cuts, len(names)], strict=True)):
+        raise Failure(f"--cuts is {text}, expected layers in the order of the model, not the first one", USAGE)
+    return cuts
+
+
+def micro_batches(options: Options, model: nn.Graph, stages: int) -> int:
+    """--micro-batches, or what changes no result: 1 with batch normalisation, else enough to keep the stages busy."""
+    if options.micro_batches:
+        return options.micro_batches
+    if stages == 1 or any(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes):
+        return 1
+    return 4 * stages
+
+
+def make_pipeline(
+    options: Options, model: nn.Graph, cuts: Sequence[int], image: tuple[int, int, int], grid: Grid, unit: int
+) -> tuple[nn.Graph, Pipeline]:
+    """This rank's stage of the model and what runs it."""
+    stages = model.split(cuts) if cuts else [model]
+    graph = stages[grid.stage]
+    count = micro_batches(options, model, grid.stages)
+    edges = [0, *cuts, len(model)]
+
+    def values(n: int, cut: int) -> list[tuple[int, ...]]:
+        sizes = model.shapes((n, *image))
+        return [sizes[v] for v in model.live(cut)]
+
+    pipeline = Pipeline(
+        graph,
+        grid,
+        entering=lambda n: values(n, edges[grid.stage]),
+        leaving=lambda n: values(n, edges[grid.stage + 1]),
+        wanted_after=() if grid.last else stages[grid.stage + 1].wanted,
+        micro_batches=count,
+        schedule=options.pipeline,
+        unit=unit,
+        whole_batch=options.sync_batchnorm and any(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes),
+    )
+    return graph, pipeline
