@@ -42,7 +42,7 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
 
 def _statistics(job: Job) -> str:
     """Over what batch normalisation takes its statistics."""
-    if job.statistics is not None:
+    if job.statistics is not None or (job.grid.data.size == 1 and job.pipeline.micro_batches == 1):
         return "batch statistics over the whole batch"
     if job.pipeline.micro_batches > 1:
         return "batch statistics per micro-batch"
