@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from medmpi import __version__, nn
 from medmpi.nn import checkpoint as files
-from medmpi.parallel.collect import collect, hand_out
+from medmpi.parallel.arrays import gather_arrays, hand_out
 from medmpi.train.checkpoints import Checkpoints, Restored
 from medmpi.train.failure import Failure, on_root, together
 from medmpi.train.metrics import Scores
@@ -63,7 +63,7 @@ class Saver:
             if grid.replica == 0 and grid.tile == 0:
                 mine |= {_WEIGHTS + name: value for name, value in files.state_dict(job.graph).items()}
                 mine |= {f"optimizer/{name}": value.copy() for name, value in job.optimizer.state_dict().items()}
-            found = collect(world, mine, "collect the checkpoint")
+            found = gather_arrays(world, mine, "collect the checkpoint")
         if found is not None:
             whole = {name: value for part in found for name, value in part.items()}
             metadata = self._metadata(position, all_sums or [], scores)

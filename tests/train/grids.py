@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.parallel import World
-from medmpi.parallel.collect import collect
+from medmpi.parallel.arrays import gather_arrays
 from medmpi.train.job import Job, build_job
 from medmpi.train.options import Options
 from medmpi.train.progress import Silent
@@ -68,5 +68,5 @@ def differences(mine: Arrays, serial: Arrays) -> float:
 
 def whole(job: Job, arrays: Arrays) -> Arrays | None:
     """The stages' arrays together, on rank 0."""
-    found = collect(job.world, arrays, "collect for the test")
+    found = gather_arrays(job.world, arrays, "collect for the test")
     return None if found is None else {name: a for part in found for name, a in part.items()}

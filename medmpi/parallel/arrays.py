@@ -15,7 +15,7 @@ _PIECE = 1 << 28  # bytes of one message: counts stay far below 2^31
 _TAG = 3
 
 
-def collect(world: World, arrays: Mapping[str, NDArray[Any]], operation: str) -> list[Arrays] | None:
+def gather_arrays(world: World, arrays: Mapping[str, NDArray[Any]], operation: str) -> list[Arrays] | None:
     """Every rank's arrays in rank order on rank 0 (its own as they are), None elsewhere. Collective.
 
     Ranks are served one after another, so rank 0 needs no more room than for the result.
