@@ -52,15 +52,46 @@ def _total(labels: Labels, weight: Array | None) -> float:
     return float(counts @ weight.astype(np.float64))
 
 
+def _check_gamma(gamma: float) -> float:
+    if not 0 <= gamma <= 10:
+        raise ValueError(f"CrossEntropy: gamma is {gamma}, expected 0 to 10")
+    return gamma
+
+
+def _entropy(
+    logits: Array, labels: Labels, weight: Array | None, denominator: float, gamma: float
+) -> tuple[float, Array]:
+    """The (focal) cross-entropy and its gradient.
+
+    With p of the label, the focal loss is -(1 - p)^gamma log p. Its gradient by the logits is the cross-entropy's
+    times (1 - p)^gamma - gamma p (1 - p)^(gamma - 1) log p, one factor per sample.
+    """
+    loss, dlogits = K.softmax_cross_entropy(logits, labels, weight=weight, denominator=denominator)
+    if gamma == 0:
+        return loss, dlogits
+    z = logits.astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    log_p = (np.take_along_axis(z, labels[..., None], -1)[..., 0]) - np.log(np.exp(z).sum(-1))
+    p, rest = np.exp(log_p), -np.expm1(log_p)
+    eased = rest**gamma
+    each = 1.0 if weight is None else weight.astype(np.float64)[labels]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.where(rest > 0, gamma * p * rest ** (gamma - 1) * log_p, 0.0)
+    factor = (eased - slope).astype(np.float32)
+    np.multiply(dlogits, factor[..., None], out=dlogits)
+    return float((each * eased * -log_p).sum() / denominator), dlogits
+
+
 class CrossEntropy:
     """Softmax and negative log-likelihood, as ``torch.nn.CrossEntropyLoss(weight)`` with its mean.
 
     Logits are (N, K) or (N, H, W, K), labels int64 (N,) or (N, H, W). The denominator is the sum of the labels'
-    weights.
+    weights. With ``gamma`` above 0 it is the focal loss (Lin et al. 2017), which counts what is easy less: classes
+    that are rare weigh more without being named.
     """
 
-    def __init__(self, weight: Sequence[float] | Array | None = None) -> None:
-        self.weight = _weights(weight)
+    def __init__(self, weight: Sequence[float] | Array | None = None, *, gamma: float = 0.0) -> None:
+        self.weight, self.gamma = _weights(weight), _check_gamma(gamma)
 
     def denominators(self, labels: Labels) -> Denominators:
         """The sum of the labels' weights, shape (1,)."""
@@ -72,7 +103,7 @@ class CrossEntropy:
         (total,) = np.atleast_1d(self.denominators(labels) if denominator is None else denominator)
         if total == 0:  # no samples, or only classes of weight 0
             total = 1.0
-        return K.softmax_cross_entropy(logits, labels, weight=self.weight, denominator=float(total))
+        return _entropy(logits, labels, self.weight, float(total), self.gamma)
 
 
 class DiceCrossEntropy:
@@ -80,7 +111,7 @@ class DiceCrossEntropy:
 
     Logits are (N, H, W, K), labels int64 (N, H, W). Dice is taken per image and class, then averaged: images of other
     ranks do not enter it, so sharing a batch among ranks changes nothing. The denominators are those of the
-    cross-entropy and the number of images.
+    cross-entropy and the number of images. ``gamma`` as in ``CrossEntropy``.
     """
 
     def __init__(
@@ -91,11 +122,13 @@ class DiceCrossEntropy:
         cross_entropy: float = 1.0,
         smooth: float = 1e-5,
         include_background: bool = True,
+        gamma: float = 0.0,
     ) -> None:
         if not (dice > 0 and cross_entropy > 0):
             raise ValueError(f"DiceCrossEntropy: factors are {dice} and {cross_entropy}, expected both above 0")
         self.weight, self.dice, self.cross_entropy = _weights(weight), dice, cross_entropy
         self.smooth, self.include_background = smooth, include_background
+        self.gamma = _check_gamma(gamma)
 
     def denominators(self, labels: Labels) -> Denominators:
         """The sum of the labels' weights and the number of images, shape (2,)."""
@@ -109,9 +142,8 @@ class DiceCrossEntropy:
         if totals.shape != (2,):
             raise ValueError(f"DiceCrossEntropy: denominator has shape {totals.shape}, expected (2,)")
         totals = np.where(totals == 0, 1.0, totals)
-        entropy, dlogits = K.softmax_cross_entropy(
-            logits, labels, weight=self.weight, denominator=float(totals[0]) / self.cross_entropy
-        )
+        divisor = float(totals[0]) / self.cross_entropy
+        entropy, dlogits = _entropy(logits, labels, self.weight, divisor, self.gamma)
         dice, ddice = K.dice_loss(
             logits, labels, smooth=self.smooth, include_background=self.include_background,
             denominator=float(totals[1]) / self.dice,

@@ -7,7 +7,9 @@ ranks; nothing is averaged over averages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from medmpi import kernels as K
 from medmpi import nn
 from medmpi.data import Batch, Dataset
+from medmpi.evaluation import instances, match_instances
 from medmpi.train import metrics
 from medmpi.train.feed import feed
 from medmpi.train.metrics import Scores
@@ -32,11 +35,13 @@ def evaluate(
     world: World,
     *,
     poll: Callable[[], None] = lambda: None,
+    outputs: dict[str, Outputs] | None = None,
 ) -> Scores:
     """The scores of a split, the same on every rank. Collective.
 
     `poll` is called on all ranks the same number of times, between batches: it may be
-    collective and may raise to stop the evaluation. RuntimeError if a sample is missing or counted twice.
+    collective and may raise to stop the evaluation. RuntimeError if a sample is missing or counted twice. `outputs`,
+    given by all ranks, gets what the scores were made of under the split's name on rank 0.
     """
     dataset, weight = job.dataset, job.class_weights
     part, n = dataset.splits[split], len(dataset.splits[split])
@@ -45,7 +50,7 @@ def evaluate(
     mine, step = job.balance.part(np.arange(n, dtype=np.int64))[1], int(per_round[job.grid.replica])
     batches = [mine[i : i + step] for i in range(0, len(mine), step)]
     context = nn.Context(train=False)
-    measure = _logits if dataset.task == "classification" else _pixels
+    measure = _logits if dataset.task == "classification" else partial(_pixels, objects=outputs is not None)
     criterion = job.criterion
     found: list[tuple[NDArray[Any], ...]] = []
     with feed(job, part, batches) as loader:
@@ -62,7 +67,10 @@ def evaluate(
     if gathered is not None:
         pieces = [piece for rank in gathered for piece in rank]
         columns = [np.concatenate(column) for column in zip(*pieces, strict=True)] if pieces else []
-        scores = _scores(dataset, n, columns, weight)
+        made = _outputs(dataset, n, columns)
+        scores = _scores(made, n, weight, job.options.focal_gamma)
+        if outputs is not None:
+            outputs[split] = made
     return cast(Scores, world.broadcast(scores))
 
 
@@ -73,17 +81,22 @@ def _logits(
 
 
 def _pixels(
-    batch: Batch, logits: NDArray[np.float32], weight: Reals | None, criterion: nn.Loss
+    batch: Batch, logits: NDArray[np.float32], weight: Reals | None, criterion: nn.Loss, objects: bool
 ) -> tuple[NDArray[Any], ...]:
-    """Per image: the confusion matrix of its pixels; sum of the cross-entropy, its divisor, and the Dice loss."""
+    """Per image: the confusion matrix of its pixels; sum of the cross-entropy, its divisor, and the Dice loss.
+
+    With `objects` also how the connected regions of each class but the background match.
+    """
     n, classes = len(logits), logits.shape[-1]
     confusion = np.empty((n, classes, classes), np.int64)
     sums = np.zeros((n, 3))
+    matches = np.zeros((n, classes, 5))
+    gamma = getattr(criterion, "gamma", 0.0)
     for i in range(n):
         z = logits[i].reshape(-1, classes).astype(np.float64)
         labels = batch.labels[i].reshape(-1).astype(np.int64)
         z -= z.max(1, keepdims=True)
-        picked = np.log(np.exp(z).sum(1)) - z[np.arange(len(labels)), labels]
+        picked = metrics.focal(z[np.arange(len(labels)), labels] - np.log(np.exp(z).sum(1)), gamma)
         weights = np.ones(len(labels)) if weight is None else weight[labels]
         sums[i, :2] = (weights * picked).sum(), weights.sum()
         if isinstance(criterion, nn.DiceCrossEntropy):
@@ -92,20 +105,57 @@ def _pixels(
                 include_background=criterion.include_background, denominator=1.0,
             )  # fmt: skip
             sums[i, 2] = criterion.dice * dice
-        confusion[i] = metrics.confusion_matrix(labels, z.argmax(1), classes)
-    return np.asarray(batch.ids), confusion, sums
+        predicted = z.argmax(1)
+        confusion[i] = metrics.confusion_matrix(labels, predicted, classes)
+        if objects:
+            truth, found = batch.labels[i], predicted.reshape(batch.labels[i].shape)
+            for k in range(1, classes):
+                matches[i, k] = astuple(match_instances(instances(truth == k)[0], instances(found == k)[0]))
+    return np.asarray(batch.ids), confusion, sums, matches
 
 
-def _scores(dataset: Dataset, n: int, columns: list[NDArray[Any]], weight: Reals | None) -> Scores:
-    classes = len(dataset.classes)
+@dataclass(frozen=True)
+class ClassOutputs:
+    """What a split's scores were made of, in order of the samples' ids: labels (n,) and logits (n, classes)."""
+
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MaskOutputs:
+    """The same for masks: pixels by true and predicted class (n, classes, classes); sums of the loss (n, 3).
+
+    ``matches`` holds the fields of an evaluation.Match for each class (n, classes, 5), 0 where they were not asked for.
+    """
+
+    confusions: NDArray[np.int64]
+    sums: Reals
+    matches: Reals
+
+
+Outputs: TypeAlias = ClassOutputs | MaskOutputs
+
+
+def _outputs(dataset: Dataset, n: int, columns: list[NDArray[Any]]) -> Outputs:
+    """All samples in order, each once."""
+    k = len(dataset.classes)
+    classification = dataset.task == "classification"
     if n == 0:
-        return metrics.classification(np.empty(0, np.int64), np.empty((0, classes), np.float32))
+        if classification:
+            return ClassOutputs(np.empty(0, np.int64), np.empty((0, k), np.float32))
+        return MaskOutputs(np.empty((0, k, k), np.int64), np.empty((0, 3)), np.empty((0, k, 5)))
     ids, *values = columns
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(n)):
         raise RuntimeError(f"evaluate: {len(ids)} results with {len(np.unique(ids))} ids, expected each of {n} once")
-    first, second = (value[order] for value in values)
-    if dataset.task == "classification":
-        return metrics.classification(first, second, weight)
-    entropy, divisor, dice = second.sum(0)
-    return metrics.from_confusion(first.sum(0), loss=entropy / divisor + dice / n, auc=float("nan"), samples=n)
+    sorted_values = [value[order] for value in values]
+    return ClassOutputs(*sorted_values) if classification else MaskOutputs(*sorted_values)
+
+
+def _scores(outputs: Outputs, n: int, weight: Reals | None, gamma: float) -> Scores:
+    if isinstance(outputs, ClassOutputs):
+        return metrics.classification(outputs.labels, outputs.logits, weight, gamma)
+    entropy, divisor, dice = outputs.sums.sum(0)
+    loss = entropy / divisor + dice / n if n else float("nan")
+    return metrics.from_confusion(outputs.confusions.sum(0), loss=loss, auc=float("nan"), samples=n)

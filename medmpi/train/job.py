@@ -128,8 +128,11 @@ def build_job(options: Options, world: World) -> Job:
     grid.data.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
     weights = _class_weights(options, dataset)
     weight = None if weights is None else weights.astype(np.float32)
-    criterion = (
-        nn.CrossEntropy(weight) if dataset.task == "classification" else nn.DiceCrossEntropy(weight, smooth=_SMOOTH)
+    gamma = options.focal_gamma
+    criterion: nn.Loss = (
+        nn.CrossEntropy(weight, gamma=gamma)
+        if dataset.task == "classification"
+        else nn.DiceCrossEntropy(weight, smooth=_SMOOTH, gamma=gamma)
     )
     exact = nn.ExactGradients(parameters, unit) if options.reproducible else None
     several = grid.data.size > 1 or pipeline.micro_batches > 1

@@ -98,8 +98,10 @@ def from_confusion(confusion: Counts, *, loss: float, auc: float, samples: int) 
     return scores
 
 
-def classification(labels: NDArray[np.integer], logits: NDArray[np.floating], weight: Reals | None = None) -> Scores:
-    """Scores of logits (n, classes) against labels (n,); the loss is the (weighted) mean cross-entropy.
+def classification(
+    labels: NDArray[np.integer], logits: NDArray[np.floating], weight: Reals | None = None, gamma: float = 0.0
+) -> Scores:
+    """Scores of logits (n, classes) against labels (n,); the loss is the (weighted, focal) mean cross-entropy.
 
     The prediction is the first largest logit. Non-finite logits give a NaN loss and AUC, never an exception.
     """
@@ -111,11 +113,17 @@ def classification(labels: NDArray[np.integer], logits: NDArray[np.floating], we
         shifted = wide - wide.max(1, keepdims=True)
         log_p = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
         weights = np.ones(n) if weight is None else np.asarray(weight, np.float64)[labels]
-        loss = float(-(weights * log_p[np.arange(n), labels]).sum() / weights.sum())
+        loss = float((weights * focal(log_p[np.arange(n), labels], gamma)).sum() / weights.sum())
     predicted = wide.argmax(1)
     return from_confusion(
         confusion_matrix(labels, predicted, classes), loss=loss, auc=auc_macro(labels, logits, np.exp(log_p)), samples=n
     )
+
+
+def focal(log_p: Reals, gamma: float) -> Reals:
+    """``-(1 - p)^gamma log p`` of each log p; plain ``-log p`` for gamma 0."""
+    losses: Reals = -log_p if gamma == 0 else (-np.expm1(log_p)) ** gamma * -log_p
+    return losses
 
 
 def check(scores: Scores) -> None:

@@ -50,6 +50,11 @@ class Options:
         "none", "data", "weigh classes in the loss by their inverse frequency", choices=("none", "balanced")
     )
 
+    focal_gamma: float = _option(
+        0.0, "data", "focal loss: count easy samples less, which helps rare classes; 2 is usual, 0 is off", low=0.0,
+        high=10.0,
+    )  # fmt: skip
+
     model: str = _option("resnet18", "model", "network", choices=MODELS)
     stem: str = _option(
         "auto",

@@ -36,9 +36,11 @@ def curves(epochs: Sequence[int], columns: Series) -> str:
     both = [("train", columns["train_accuracy"], TRAIN), ("validation", columns["val_accuracy"], VALIDATION)]
     _lines(axes[1], "accuracy", epochs, both)
     colours = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5")
-    names = ("precision", "recall", "f1", "auc")
-    _lines(axes[2], "validation scores", epochs,
-           [(n, columns[f"val_{n}"], c) for n, c in zip(names, colours, strict=True)])  # fmt: skip
+    ranked = np.isfinite(columns["val_auc"]).any()  # masks have no such curve, but an intersection over union
+    names = {"precision": "precision", "recall": "recall", "f1": "f1" if ranked else "Dice (f1)"}
+    names |= {"auc": "auc"} if ranked else {"iou": "IoU"}
+    scores = [(text, columns[f"val_{n}"], c) for (n, text), c in zip(names.items(), colours, strict=True)]
+    _lines(axes[2], "validation scores, mean over classes", epochs, scores)
     _lines(axes[3], "learning rate", epochs, [("", columns["lr"], GREY)])
     _lines(axes[4], "images per second", epochs, [("", columns["images_per_s"], GREY)])
     axes[4].set_ylim(bottom=0)
@@ -69,8 +71,8 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> 
     return svg(figure, title)
 
 
-def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str]) -> str:
-    """Samples of each class in each split, beside each other."""
+def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str], unit: str = "samples") -> str:
+    """Samples (or pixels) of each class in each split, beside each other; on a log scale where classes differ much."""
     k = len(classes)
     figure = Figure(figsize=(min(11.0, 3.5 + 0.6 * k), 3.2), layout="constrained")
     axis = figure.subplots()
@@ -82,7 +84,11 @@ def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str]
         if k <= 10:
             axis.bar_label(bars, [f"{v:,}" for v in values], fontsize=7, padding=1)
     axis.set_xticks(range(k), [_short(name) for name in classes], rotation=30 if k > 4 else 0)
-    axis.set_ylabel("samples")
+    axis.set_ylabel(unit)
+    seen = np.concatenate(list(counts.values()))
+    if seen.max() > 30 * max(seen.min(), 1):
+        axis.set_yscale("log")
+        axis.set_ylim(bottom=max(0.5, 0.3 * seen.min()))
     axis.legend(frameon=False, ncols=3, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     plain(axis)
     return svg(figure, "class distribution")
@@ -104,10 +110,15 @@ def samples(images: NDArray[np.uint8], titles: Sequence[str], masks: NDArray[np.
                 np.ma.masked_equal(masks[i], 0), cmap="autumn", alpha=0.45, vmin=0, vmax=max(int(masks.max()), 1)
             )
         axis.set_title(_short(title), fontsize=8)
+    return png(figure, "sample images")
+
+
+def png(figure: Figure, label: str) -> str:
+    """The figure as pixels inside the page."""
     out = io.BytesIO()
     figure.savefig(out, format="png")
     data = base64.b64encode(out.getvalue()).decode("ascii")
-    return f'<img alt="sample images" src="data:image/png;base64,{data}">'
+    return f'<img alt="{label}" src="data:image/png;base64,{data}">'
 
 
 def comparison(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], what: str) -> str:

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.train import thresholds
+from medmpi.train.assess import Assessment
+from medmpi.train.evaluate import ClassOutputs, Outputs
+from medmpi.train.explain import Explained
 from medmpi.train.log import read_metrics
 
 STYLE = """
@@ -40,6 +43,9 @@ class Content:
     facts: Sequence[tuple[str, str]] = ()
     settings: str = ""
     segmentation: bool = False
+    assessment: Assessment | None = None
+    outputs: Outputs | None = None
+    explained: Explained | None = None
 
 
 def write_report(folder: Path, content: Content) -> Path:
@@ -52,6 +58,8 @@ def write_report(folder: Path, content: Content) -> Path:
     if content.test is not None:
         parts.append(_test_section(content.test, content.classes))
         parts.append(pictures.confusion(np.array(content.test["confusion"]), content.classes, "test confusion matrix"))
+    if content.assessment is not None:
+        parts += _assessment_section(content)
     if rows:
         columns = {name: [float(row[name]) if row[name] else float("nan") for row in rows] for name in rows[0]}
         epochs = [int(row["epoch"]) for row in rows]
@@ -66,7 +74,8 @@ def write_report(folder: Path, content: Content) -> Path:
         parts.append(f"<details><summary>All figures</summary><div class=scroll>{table(names, cells)}</div></details>")
     if content.counts:
         parts.append("<h2>Data</h2>")
-        parts.append(pictures.distribution(content.counts, content.classes))
+        unit = "pixels" if content.segmentation else "samples"
+        parts.append(pictures.distribution(content.counts, content.classes, unit))
     if content.images is not None and len(content.images):
         parts.append(pictures.samples(content.images, content.image_titles, content.masks))
     if content.settings:
@@ -99,6 +108,47 @@ def _test_section(test: Mapping[str, Any], classes: Sequence[str]) -> str:
     ]
     head = f"<h2>Test split: {test['samples']:,} samples, weights of epoch {test['epoch']}</h2>"
     return f"{head}<div class=row>{cards}</div><p>{table(['class', *names], rows)}</p>"
+
+
+def _assessment_section(content: Content) -> list[str]:
+    """Intervals, curves, operating points, objects, calibration, and what the model sees in a few images."""
+    from medmpi.train import assess_pictures
+    from medmpi.train.card import objects_table, points_table
+
+    found = content.assessment
+    if found is None:
+        return []
+    parts = ["<h2>How certain, and at which threshold</h2>"]
+    rows = [] if found.accuracy is None else [["accuracy", str(found.accuracy), found.accuracy.method]]
+    for title, intervals in (
+        ("area under the ROC curve", found.auc), ("average precision", found.average_precision),
+        ("Dice, mean over images", found.dice), ("IoU, mean over images", found.iou),
+    ):  # fmt: skip
+        rows += [[f"{title}: {name}", str(interval), interval.method] for name, interval in intervals.items()]
+    parts.append(table(["test split", "value (95 % interval)", "method"], rows))
+    if isinstance(content.outputs, ClassOutputs) and found.auc:
+        parts.append(assess_pictures.curves(content.classes, content.outputs, found))
+    for head, cells in (points_table(found), objects_table(found)):
+        if cells:
+            parts.append(table(head, cells))
+    if found.points:
+        parts.append("<p class=dim>Thresholds of the second class's probability, chosen on validation.</p>")
+    if found.calibration is not None:
+        c = found.calibration
+        parts.append(
+            f"<p>Calibration: divide the logits by {c.temperature:.3f} (fitted on validation); expected calibration "
+            f"error {c.ece_before:.4f} becomes {c.ece_after:.4f}, Brier score {c.brier_before:.4f} becomes "
+            f"{c.brier_after:.4f}.</p>"
+        )
+    if content.explained is not None:
+        parts.append("<h2>What the model sees</h2>")
+        parts.append(
+            "<p class=dim>Grad-CAM of the predicted class beside each image; the most certain errors come last.</p>"
+            if content.explained.heat is not None
+            else "<p class=dim>From the worst to the best image: truth green, prediction red.</p>"
+        )
+        parts.append(assess_pictures.explained(content.explained))
+    return parts
 
 
 def _figure(value: Any) -> str:

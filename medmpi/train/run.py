@@ -15,7 +15,7 @@ from medmpi.train import folder as folders
 from medmpi.train.banner import banner
 from medmpi.train.checkpoints import Checkpoints
 from medmpi.train.config import to_toml
-from medmpi.train.evaluate import evaluate
+from medmpi.train.evaluate import Outputs, evaluate
 from medmpi.train.failure import StopRequested, on_root
 from medmpi.train.initial import initialise_from
 from medmpi.train.job import Job, build_job
@@ -143,8 +143,11 @@ def _finish(
     job = trainer.job
     epoch = trainer.saver.load_best()
     test: dict[str, Any] | None = None
+    outputs: dict[str, Outputs] = {}
+    if job.options.report and job.dataset.task == "classification" and len(job.dataset.splits["val"]):
+        evaluate(job, "val", world, poll=trainer.poll_without_saving, outputs=outputs)  # thresholds, temperature
     if len(job.dataset.splits["test"]):
-        scores = evaluate(job, "test", world, poll=trainer.poll_without_saving)
+        scores = evaluate(job, "test", world, poll=trainer.poll_without_saving, outputs=outputs)
         test = {"epoch": epoch, "split": "test", "classes": list(job.dataset.classes), **asdict(scores)}
         test["confusion"] = scores.confusion.tolist()
         on_root(world, lambda: _write_json(folder / "test.json", test))
@@ -153,10 +156,10 @@ def _finish(
         _printer(world)(f"test ({scores.samples} samples, weights of epoch {epoch}): {line}")
 
     def report() -> None:
-        from medmpi.train.report import write_report
-        from medmpi.train.summary import report_content
+        from medmpi.train.summary import summarise
 
-        write_report(folder, report_content(job, world, folder, test, trainer.position))
+        for line in summarise(job, world, folder, test, trainer.position, outputs):
+            _printer(world)(line)
 
     if job.options.report:
         on_root(world, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,14 +12,73 @@ import numpy as np
 from medmpi import __version__
 from medmpi import kernels as K
 from medmpi.data import class_counts, examples
+from medmpi.models.saved import find
+from medmpi.train.assess import Assessment, assess, predictions_csv
 from medmpi.train.banner import parameter_count
+from medmpi.train.card import model_card
+from medmpi.train.evaluate import Outputs
+from medmpi.train.explain import explain
+from medmpi.train.log import finite, read_metrics, write_whole
 from medmpi.train.progress import clock
-from medmpi.train.report import Content
+from medmpi.train.report import Content, write_report
 from medmpi.train.state import Position
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
     from medmpi.train.job import Job
+
+
+def summarise(
+    job: Job,
+    world: World,
+    folder: Path,
+    test: Mapping[str, Any] | None,
+    position: Position,
+    outputs: Mapping[str, Outputs],
+) -> list[str]:
+    """Writes evaluation.json, predictions.csv, model_card.md and report.html; lines for the user. On rank 0 alone."""
+    content = report_content(job, world, folder, test, position)
+    classes, lines = job.dataset.classes, []
+    if test is not None:
+        content.outputs = outputs["test"]
+        content.assessment = found = assess(classes, outputs["test"], outputs.get("val"))
+        content.explained = explain(job.dataset, folder, outputs["test"])
+        write_whole(folder / "evaluation.json", json.dumps(finite(found.to_json()), indent=1) + "\n")
+        lines = _tell(found)
+    if job.dataset.task == "classification" and outputs:
+        calibration = content.assessment.calibration if content.assessment is not None else None
+        t = calibration.temperature if calibration is not None else None
+        write_whole(folder / "predictions.csv", predictions_csv(classes, outputs, t))
+    rows = [row for row in read_metrics(folder / "metrics.csv") if int(row["epoch"]) == position.best_epoch]
+    train_accuracy = float(rows[0]["train_accuracy"] or "nan") if rows else float("nan")
+    card = model_card(
+        content.title,
+        content.facts,
+        job.dataset,
+        content.counts,
+        test,
+        train_accuracy,
+        content.assessment,
+        find(folder),
+    )
+    write_whole(folder / "model_card.md", card)
+    write_report(folder, content)
+    return lines
+
+
+def _tell(found: Assessment) -> list[str]:
+    """The main figures with their 95 % intervals."""
+    parts = [f"accuracy {found.accuracy}"] if found.accuracy is not None else []
+    if found.auc:
+        name = "mean" if "mean" in found.auc else next(iter(found.auc))
+        parts.append(f"auc {found.auc[name]}")
+    if found.points:
+        point = found.points["Youden"]
+        parts.append(f"at the threshold {point.threshold:.3f} of validation: accuracy {point.accuracy}")
+    if found.dice:
+        name = "foreground" if "foreground" in found.dice else list(found.dice)[-1]
+        parts.append(f"mean Dice per image of {name} {found.dice[name]}")
+    return [f"95 % intervals: {', '.join(parts)}"] if parts else []
 
 
 def report_content(job: Job, world: World, folder: Path, test: Mapping[str, Any] | None, position: Position) -> Content:

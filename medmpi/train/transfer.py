@@ -243,6 +243,12 @@ def verdict(column: Column) -> str:
     points = f"train accuracy is {100 * abs(column.gap):.1f} points {'above' if column.gap >= 0 else 'below'} test"
     if column.gap != column.gap:
         return f"{column.name}: no split to tell whether it overfits"
+    val = column.accuracy["train"] - column.accuracy["val"]
+    if column.gap >= SOME and column.gap - val >= SOME and val < SOME:
+        return (
+            f"{column.name}: {points} but validation only {100 * val:.1f}: the test split is of another kind than the "
+            "training data (other patients, devices), which validation does not show"
+        )
     if column.gap >= OVERFIT:
         return f"{column.name}: OVERFITS, {points}: more data, augmentation, or fewer trained layers would help"
     if column.gap >= SOME:

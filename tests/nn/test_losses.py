@@ -80,3 +80,35 @@ def test_wrong_arguments_are_named() -> None:
         nn.DiceCrossEntropy(dice=0)
     with pytest.raises(ValueError, match="9"):
         nn.CrossEntropy(WEIGHT)(np.ones((2, 4), np.float32), np.array([0, 9]))
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["plain", "weighted"])
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_loss_equals_its_definition_in_torch(weight: Any, gamma: float) -> None:
+    torch = pytest.importorskip("torch", reason="torch is the oracle of the losses")
+    rng = np.random.default_rng(0)
+    logits, labels = 3 * images(rng, 30, 4), rng.integers(0, 4, 30)
+    logits[0], labels[0] = [60, 0, 0, 0], 0  # certain and right: p is 1 in float32
+    logits[1], labels[1] = [-90, 0, 0, 0], 0  # certain and wrong
+    loss, dlogits = nn.CrossEntropy(weight, gamma=gamma)(logits, labels)
+    wide = torch.from_numpy(logits.astype(np.float64)).requires_grad_()
+    truth = torch.from_numpy(labels)
+    log_p = torch.log_softmax(wide, -1)[range(30), truth]
+    each = torch.ones(30) if weight is None else torch.tensor(weight, dtype=torch.float64)[truth]
+    expected = (each * -torch.expm1(log_p).abs().pow(gamma) * log_p).sum() / each.sum()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    close(dlogits, np.nan_to_num(wide.grad.numpy()), 1e-5)
+
+
+def test_focal_loss_with_dice_is_the_sum_of_both() -> None:
+    rng = np.random.default_rng(3)
+    logits, labels = images(rng, 2, 4, 4, 3), rng.integers(0, 3, (2, 4, 4))
+    both, gradient = nn.DiceCrossEntropy(gamma=2.0, dice=0.5)(logits, labels)
+    plain, plain_gradient = nn.DiceCrossEntropy(dice=0.5)(logits, labels)
+    entropy, e = nn.CrossEntropy()(logits, labels)
+    focal, f = nn.CrossEntropy(gamma=2.0)(logits, labels)
+    assert both - plain == pytest.approx(focal - entropy, rel=1e-5)
+    close(gradient - plain_gradient, f - e, 1e-4)
+    with pytest.raises(ValueError, match="gamma is -1"):
+        nn.CrossEntropy(gamma=-1)

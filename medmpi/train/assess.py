@@ -1,0 +1,186 @@
+"""What a clinician asks of a finished model: with what certainty, at which threshold, how well calibrated.
+
+Everything that is chosen (threshold, temperature, epoch) is chosen on validation and measured on test.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmpi.evaluation import (
+    Calibration,
+    Interval,
+    Match,
+    OperatingPoint,
+    apply_threshold,
+    average_precision,
+    bootstrap,
+    calibrate,
+    choose_threshold,
+    delong,
+    dice_per_image,
+    softmax,
+    wilson,
+)
+from medmpi.train.evaluate import ClassOutputs, MaskOutputs, Outputs
+
+RULES = {
+    "default (0.5)": None,
+    "Youden": ("youden", 0.0),
+    "most correct": ("accuracy", 0.0),
+    "sensitivity 95 %": ("sensitivity", 0.95),
+    "specificity 95 %": ("specificity", 0.95),
+}
+_LARGE = 5000  # samples: above it fewer resamples give as good an interval
+
+
+@dataclass
+class Assessment:
+    """Of the test split. Intervals are 95 %. What does not apply to the task or cannot be had is left empty."""
+
+    samples: int
+    accuracy: Interval | None = None
+    auc: dict[str, Interval] = field(default_factory=dict)
+    """By class (one against the rest; with two classes of the second alone), DeLong; "mean" by bootstrap."""
+    average_precision: dict[str, Interval] = field(default_factory=dict)
+    points: dict[str, OperatingPoint] = field(default_factory=dict)
+    """Two classes: for each rule, the threshold of the second class's probability from validation, on test."""
+    calibration: Calibration | None = None
+    dice: dict[str, Interval] = field(default_factory=dict)
+    """Segmentation, by class: mean over images that have it in truth or prediction; "foreground" over all but the first
+    class."""
+    iou: dict[str, Interval] = field(default_factory=dict)
+    objects: dict[str, Match] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers alone, for evaluation.json."""
+        found = asdict(self)
+        for name, match in self.objects.items():
+            found["objects"][name] |= {"f1": match.f1, "dice": match.dice, "panoptic_quality": match.panoptic_quality}
+        return found
+
+
+def assess(classes: Sequence[str], test: Outputs, val: Outputs | None) -> Assessment:
+    """The assessment of the outputs of test, with what is chosen on those of validation."""
+    if isinstance(test, MaskOutputs):
+        return _segmentation(classes, test.confusions, test.matches)
+    return _classification(classes, test.labels, test.logits, val if isinstance(val, ClassOutputs) else None)
+
+
+def _classification(
+    classes: Sequence[str], labels: NDArray[np.int64], logits: NDArray[np.float32], val: ClassOutputs | None
+) -> Assessment:
+    n, k = logits.shape
+    found = Assessment(n, accuracy=wilson(int((logits.argmax(1) == labels).sum()), n))
+    if not np.isfinite(logits).all():
+        return found
+    scores = _scores(logits)
+    columns = [1] if k == 2 else list(range(k))
+    samples = 1000 if n <= _LARGE else 200
+    for c in columns:
+        positive = labels == c
+        if not positive.any() or positive.all():
+            continue
+        found.auc[classes[c]] = delong(positive, scores[:, c])
+
+        def precision(
+            i: NDArray[np.int64], p: NDArray[np.bool_] = positive, s: NDArray[np.float64] = scores[:, c]
+        ) -> float:
+            return average_precision(p[i], s[i])
+
+        found.average_precision[classes[c]] = bootstrap(precision, labels, samples=min(samples, 300))
+    if k > 2 and len(found.auc) > 1:
+        present = [c for c in columns if classes[c] in found.auc]
+
+        def mean(i: NDArray[np.int64]) -> float:
+            return float(np.mean([delong(labels[i] == c, scores[i, c]).value for c in present]))
+
+        found.auc["mean"] = bootstrap(mean, labels, samples=min(samples, 200))
+    if val is not None and len(val.labels) and np.isfinite(val.logits).all():
+        if n:
+            found.calibration = calibrate(val.logits, val.labels, (logits, labels))
+        if k == 2:
+            found.points = _points(val.labels, val.logits, labels, logits)
+    return found
+
+
+def _scores(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What orders the samples by class: probabilities; with two classes the log-odds, in which ties do not arise."""
+    if logits.shape[1] == 2:
+        odds = logits[:, 1].astype(np.float64) - logits[:, 0]
+        return np.stack([-odds, odds], 1)
+    return softmax(logits)
+
+
+def _points(
+    val_labels: NDArray[np.int64],
+    val_logits: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+) -> dict[str, OperatingPoint]:
+    """Thresholds are found among log-odds, where samples stay apart, and given as probabilities."""
+    positive = val_labels == 1
+    if positive.all() or not positive.any():
+        return {}
+    odds, ours = _scores(val_logits)[:, 1], _scores(logits)[:, 1]
+    points = {}
+    for name, rule in RULES.items():
+        at = 0.0 if rule is None else choose_threshold(positive, odds, rule[0], at_least=rule[1])
+        probability = 1 / (1 + math.exp(-at)) if abs(at) < 700 else float(at > 0)
+        points[name] = replace(apply_threshold(labels == 1, ours, at), threshold=probability)
+    return points
+
+
+def _segmentation(classes: Sequence[str], confusions: NDArray[np.int64], matches: NDArray[np.float64]) -> Assessment:
+    n = len(confusions)
+    found = Assessment(n)
+    dice, iou = dice_per_image(confusions)
+    for values, into in ((dice, found.dice), (iou, found.iou)):
+        for k, name in enumerate(classes):
+            into[name] = _mean_over_images(values[:, k : k + 1])
+        if len(classes) > 2:
+            into["foreground"] = _mean_over_images(values[:, 1:])
+    for k, name in enumerate(classes[1:], 1):
+        truth, predicted, matched, dice_sum, iou_sum = (float(v) for v in matches[:, k].sum(0))
+        found.objects[name] = Match(int(truth), int(predicted), int(matched), dice_sum, iou_sum)
+    return found
+
+
+def _mean_over_images(values: NDArray[np.float64]) -> Interval:
+    """The mean over classes of the means over images (n, classes), NaN left out; resampled by image."""
+
+    def mean(i: NDArray[np.int64]) -> float:
+        drawn = values[i]
+        present = ~np.isnan(drawn)
+        counts = present.sum(0)
+        if not counts.any():
+            return math.nan
+        sums = np.where(present, drawn, 0.0).sum(0)
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+    return bootstrap(mean, np.zeros(len(values), np.int64), samples=1000 if len(values) <= _LARGE else 200)
+
+
+def predictions_csv(classes: Sequence[str], splits: Mapping[str, Outputs], temperature: float | None) -> str:
+    """Every sample: split, id, true and predicted class, probabilities, and calibrated ones where there are some."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["split", "id", "label", "predicted", *(f"p({name})" for name in classes)]
+    writer.writerow(head + ([f"calibrated p({name})" for name in classes] if temperature else []))
+    for name, outputs in splits.items():
+        if not isinstance(outputs, ClassOutputs):
+            continue
+        p = softmax(outputs.logits)
+        q = softmax(outputs.logits, temperature) if temperature else p[:, :0]
+        for i, label in enumerate(outputs.labels):
+            figures = [f"{value:.6g}" for value in (*p[i], *q[i])]
+            writer.writerow([name, i, classes[label], classes[int(p[i].argmax())], *figures])
+    return out.getvalue()
