@@ -78,7 +78,7 @@ def trial(folder: Path, seed: int, span: float, reference: Path) -> Trial:
         result.starts += 1
         process = subprocess.Popen(command(folder, *resume), stdout=output, stderr=output)
         while left and process.poll() is None:
-            if _pause(process, chance.uniform(0.2, span)) or not (ranks := ranks_in(folder)):
+            if _pause(process, chance.uniform(0.2, 0.8 * span)) or not (ranks := ranks_in(folder)):
                 continue
             victim = chance.choice(sorted(ranks))
             number = chance.choice(SIGNALS)

@@ -128,8 +128,7 @@ class GradientBuckets:
 
     def _charge(self, comm: float, wait: float) -> None:
         self._comm += comm
-        self._world.seconds["comm"] += comm
-        self._world.seconds["wait"] += wait
+        self._world.charge(comm, wait, "sum of gradients")
 
     def _send(self) -> None:
         """Starts the sums between nodes for the buckets that are complete on this node, and lets MPI make progress."""

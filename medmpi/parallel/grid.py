@@ -36,6 +36,7 @@ class Grid:
         """The ranks of one color; what they wait and send counts as time of ``world``."""
         part = self.world.split(color)
         part.seconds, part.reproducible = self.world.seconds, self.world.reproducible
+        part.observers = self.world.observers
         return part
 
     @property

@@ -128,7 +128,7 @@ class Guard:
         if issubclass(kind, KeyboardInterrupt):
             self.abort(EXIT_INTERRUPT, "interrupted")
         text = "".join(traceback.format_exception(kind, value, tb))
-        self.abort(EXIT_ERROR, text + "".join(f"exception{place}" for w in self.groups if (place := w.place())))
+        self.abort(EXIT_ERROR, text + "".join(f"this rank was{place}" for w in self.groups if (place := w.place())))
 
     def _on_thread_exception(self, args: Any) -> None:
         if not issubclass(args.exc_type, SystemExit):

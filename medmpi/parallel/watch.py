@@ -88,7 +88,7 @@ class Watch:
 
     def place(self) -> str:
         """Where the program is, as the end of a sentence."""
-        return f", at {self._world.place}" if self._world.place else ""
+        return f" at {self._world.place}" if self._world.place else ""
 
     def _name(self, line: Line) -> str:
         return f"rank {line['rank']} (process {line['pid']} on {host_name()})"

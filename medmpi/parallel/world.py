@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -46,6 +46,7 @@ class World:
         self.hosts: list[str] = self.comm.allgather(host_name()) if comm else [host_name()]
         self.seconds = {"comm": 0.0, "wait": 0.0}
         self.reproducible = False
+        self.observers: list[Callable[[str, float, float], None]] = []  # told of operation, comm and wait seconds
         self.place = ""  # how far the program is, for messages about failures
         self._segments: list[Segments] = []
         self._channel: Any = None
@@ -95,8 +96,16 @@ class World:
         try:
             yield
         finally:
-            self.seconds["comm"] += time.perf_counter() - start
+            self.charge(time.perf_counter() - start, 0.0, operation)
             self.group.leave()
+
+    @contextmanager
+    def _together(self, operation: str) -> Iterator[None]:
+        """As guard, for exchanges of objects: what a rank waits there for later ones is charged as waiting."""
+        if self.nodes == 1:
+            self.charge(0.0, self.group.barrier(operation), operation)
+        with self.guard(operation):
+            yield
 
     def wait_for(self, requests: list[Any], peer: int, operation: str) -> None:
         """Waits for messages to or from the rank ``peer``; the watchdog names it when it does not come."""
@@ -117,7 +126,7 @@ class World:
         finally:
             self.group.leave()
             self._watch.peer = None
-            self.seconds["wait"] += time.perf_counter() - start
+            self.charge(0.0, time.perf_counter() - start, operation)
 
     def abort(self, code: int, message: str = "ended on request") -> None:
         """Ends all ranks with this exit code. Never returns."""
@@ -136,7 +145,7 @@ class World:
     def barrier(self, operation: str = "barrier") -> None:
         """Waits for all ranks."""
         if self.nodes == 1:
-            self.seconds["wait"] += self.group.barrier(operation)
+            self.charge(0.0, self.group.barrier(operation), operation)
         else:
             with self.guard(operation):
                 self.comm.Barrier()
@@ -160,7 +169,7 @@ class World:
         elif self.nodes == 1:
             start = time.perf_counter()
             waited = self.group.sum(array, operation)
-            self._charge(time.perf_counter() - start - waited, waited)
+            self.charge(time.perf_counter() - start - waited, waited, operation)
         else:
             with self.guard(operation):
                 self._sum_in_order(array.reshape(-1), self.comm)
@@ -180,7 +189,7 @@ class World:
     def _sum_shared(self, array: NDArray[Any], segments: Segments, offset: int, operation: str) -> None:
         addresses = [a + 4 * offset for a in segments.addresses]
         targets = self.local_size if self.nodes == 1 else 1
-        self._charge(*self.group.sum_segments(addresses, array.size, targets, operation))
+        self.charge(*self.group.sum_segments(addresses, array.size, targets, operation), operation)
         if self.nodes > 1:
             with self.guard(operation):
                 first = segments.of(0)[offset : offset + array.size]
@@ -213,7 +222,7 @@ class World:
         if self.nodes == 1:
             start = time.perf_counter()
             total, waited = self.group.merge_statistics(count, mean, m2, all_mean, all_m2, "merge batch statistics")
-            self._charge(time.perf_counter() - start - waited, waited)
+            self.charge(time.perf_counter() - start - waited, waited, "merge batch statistics")
             return int(total)
         mine = np.concatenate([[float(count)], mean, m2])
         parts = np.empty((self.size, mine.size))
@@ -232,14 +241,14 @@ class World:
         """Rank ``root``'s object on all ranks."""
         if self.size == 1:
             return obj
-        with self.guard(operation):
+        with self._together(operation):
             result: T = self.comm.bcast(obj, root)
         return result
 
     def broadcast_array(self, array: NDArray[Any], root: int = 0, operation: str = "broadcast") -> NDArray[Any]:
         """Fills ``array`` with that of rank ``root`` and returns it."""
         if self.size > 1:
-            with self.guard(operation):
+            with self._together(operation):
                 for at in range(0, array.size, 1 << 28):  # counts stay below 2^31
                     self.comm.Bcast(array.reshape(-1)[at : at + (1 << 28)], root)
         return array
@@ -248,7 +257,7 @@ class World:
         """All ranks' objects in rank order on rank ``root``, None elsewhere."""
         if self.size == 1:
             return [obj]
-        with self.guard(operation):
+        with self._together(operation):
             result: list[T] | None = self.comm.gather(obj, root)
         return result
 
@@ -256,7 +265,7 @@ class World:
         """All ranks' objects in rank order."""
         if self.size == 1:
             return [obj]
-        with self.guard(operation):
+        with self._together(operation):
             result: list[T] = self.comm.allgather(obj)
         return result
 
@@ -317,9 +326,12 @@ class World:
         self._channels += 1
         return self._channel, self._channels % (1 << 14)
 
-    def _charge(self, comm: float, wait: float) -> None:
+    def charge(self, comm: float, wait: float, operation: str) -> None:
+        """Adds to ``seconds`` what an operation has taken."""
         self.seconds["comm"] += comm
         self.seconds["wait"] += wait
+        for observer in self.observers:
+            observer(operation, comm, wait)
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ ranks; nothing is averaged over averages.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -36,12 +37,13 @@ def evaluate(
     *,
     poll: Callable[[], None] = lambda: None,
     outputs: dict[str, Outputs] | None = None,
+    reading: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Scores:
     """The scores of a split, the same on every rank. Collective.
 
-    `poll` is called on all ranks the same number of times, between batches: it may be
-    collective and may raise to stop the evaluation. RuntimeError if a sample is missing or counted twice. `outputs`,
-    given by all ranks, gets what the scores were made of under the split's name on rank 0.
+    `poll` is called on all ranks the same number of times, between batches: it may be collective and may raise to stop
+    the evaluation. `reading` is entered to wait for a batch. RuntimeError if a sample is missing or counted twice.
+    `outputs`, given by all ranks, gets what the scores were made of under the split's name on rank 0.
     """
     dataset, weight = job.dataset, job.class_weights
     part, n = dataset.splits[split], len(dataset.splits[split])
@@ -58,7 +60,8 @@ def evaluate(
         for turn in range(rounds):
             poll()
             if turn < len(batches):
-                batch = next(batch_of)
+                with reading():
+                    batch = next(batch_of)
                 logits = job.pipeline.infer(batch.images, len(batch.ids), context)
                 if logits is not None:
                     found.append(measure(batch, logits, weight, criterion))

@@ -157,5 +157,8 @@ class Options:
     checkpoint_every: int = _option(
         0, "run", "steps between checkpoints within an epoch; 0: at the end of each epoch only", low=0
     )
+    timeline: int = _option(
+        0, "run", "record so many steps of all ranks into timeline.json, for chrome://tracing; 0: none", low=0
+    )
     report: bool = _option(True, "run", "write report.html with plots at the end")
     quiet: bool = _option(False, "run", "print warnings and the result only")

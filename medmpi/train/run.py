@@ -68,6 +68,7 @@ def run(options: Options, world: World) -> Outcome:
             event=log.event,
             row=_row_writer(metrics, world, say, log, options),
             progress=choose(world.rank, options.quiet),
+            trace=lambda trace: write_whole(folder / "timeline.json", trace),
         )
         trainer = Trainer(job, world, saver, hooks)
         if resumed is not None:
@@ -141,6 +142,8 @@ def _finish(
 ) -> tuple[int, dict[str, Any] | None]:
     """The test split with the epoch that validation chose, test.json and the report. The epoch and the test scores."""
     job = trainer.job
+    times = trainer.clock.table()
+    on_root(world, lambda: _write_json(folder / "timing.json", times))
     epoch = trainer.saver.load_best()
     test: dict[str, Any] | None = None
     outputs: dict[str, Outputs] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,9 +13,10 @@ from numpy.typing import NDArray
 
 from medmpi import kernels, nn
 from medmpi.data import Batch, epoch_order, global_batches
-from medmpi.parallel import Account, Timer
+from medmpi.parallel import Account
 from medmpi.parallel.timing import imbalance
 from medmpi.train import step
+from medmpi.train.clock import Clock, bottleneck
 from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested
 from medmpi.train.feed import feed
@@ -42,6 +42,7 @@ class Hooks:
     event: Callable[..., None]
     row: Callable[[dict[str, Any], Scores | None], None]
     progress: Progress
+    trace: Callable[[str], None] = lambda trace: None
 
 
 class Trainer:
@@ -54,9 +55,8 @@ class Trainer:
         self._buffers = Buffers(job.graph)
         # of a step's activations and gradients; between stages the moments at which arrays die depend on messages
         self._arena = kernels.Arena() if job.grid.stages == 1 else contextlib.nullcontext()
-        self._timer = Timer(world.seconds)
+        self.clock = Clock(world, job.graph, job.options.timeline)
         self._resources = Resources(world)
-        self._read = self._timer.read()
 
     def run(self) -> None:
         """Trains until epochs, max_steps or early stopping end it. StopRequested after the checkpoint of a stop."""
@@ -66,6 +66,7 @@ class Trainer:
             while p.epoch < options.epochs and p.step < limit and not p.stopped_early:
                 self._train_epoch(limit)
                 self._finish_epoch()
+            self._record(end=True)
         finally:
             self._resources.close()
 
@@ -75,7 +76,6 @@ class Trainer:
         batches = global_batches(order, options.batch_size)
         self.hooks.progress.begin(p.epoch + 1, options.epochs, len(batches), p.step_in_epoch)
         transform = self.job.transform(p.epoch)
-        self._read = self._timer.read()
         while p.step_in_epoch < len(batches) and p.step < limit:  # again whenever the ranks' shares have changed
             parts = [self.job.balance.part(ids) for ids in batches[p.step_in_epoch :]]
             with feed(self.job, split, [ids for _, ids in parts], transform) as loader:
@@ -83,7 +83,7 @@ class Trainer:
                 for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
                     self.world.place = f"epoch {p.epoch + 1}, step {p.step + 1}"
                     self._poll()
-                    with self._timer("io"):
+                    with self.clock("load a batch", "io"):
                         batch = next(batch_of)
                     loss, lr = self._step(batch, ids, first)
                     p.step += 1
@@ -92,7 +92,8 @@ class Trainer:
                     self.hooks.progress.step(loss, lr, len(ids))
                     every = options.checkpoint_every
                     if every and p.step % every == 0 and p.step_in_epoch < len(batches):
-                        self.saver.save(p, self.sums, None, best=False)
+                        self._save(None, best=False)
+                    self._record()
                     if self._rebalance() or p.step >= limit:
                         break
         self.hooks.progress.end()
@@ -107,7 +108,7 @@ class Trainer:
         divisors = job.divisors(batch, ids)
         self._buffers.keep()
         job.parameters.zero_grad()
-        with self._arena:
+        with self._arena, self.clock("forward and backward"):
             tally = step.run(job, batch, context, divisors, job.buckets.done)
         job.buckets.finish()
         norm, loss = step.norm_and_loss(job, tally.loss)
@@ -121,7 +122,8 @@ class Trainer:
         if job.options.clip_norm is not None:
             nn.clip_gradients(job.parameters, job.options.clip_norm, norm=norm)
         job.optimizer.lr = lr
-        job.optimizer.step()
+        with self.clock("optimizer"):
+            job.optimizer.step()
         n = len(ids)
         self.sums.loss += tally.loss * n
         self.sums.images += tally.images
@@ -151,14 +153,24 @@ class Trainer:
         self.hooks.event("balance", step=self.position.step, shares=change.shares.tolist())
         return True
 
-    def _account(self, samples: int) -> None:
-        """Adds the time since the last call to the epoch's sums, split by what it was spent on."""
-        now = self._timer.read()
-        part, self._read = now - self._read, now
-        self.job.balance.observe(samples, part.comp)
-        self.sums.seconds += part.total
+    def _account(self, samples: int | None = None) -> None:
+        """Charges the time since the last call to the epoch, split by what it was spent on; steps give samples."""
+        part = self.clock.lap()
+        if samples is not None:
+            self.job.balance.observe(samples, part.comp)
+            self.sums.seconds += part.total
         for i, kind in enumerate((part.comp, part.comm, part.wait, part.io)):
             self.sums.times[i] += kind
+
+    def _record(self, *, end: bool = False) -> None:
+        """Hands over the timeline when it is complete."""
+        trace = self.clock.timeline(end=end)
+        if trace is not None:
+            self.hooks.trace(trace)
+
+    def _save(self, scores: Scores | None, *, best: bool, wait: bool = False) -> None:
+        with self.clock("checkpoint", "io"):
+            self.saver.save(self.position, self.sums, scores, best=best, wait=wait)
 
     def _finish_epoch(self) -> None:
         """Validation, the row of metrics, best, early stopping, schedule, checkpoint."""
@@ -166,10 +178,12 @@ class Trainer:
         whole = p.step_in_epoch == self.job.steps_per_epoch
         lr = self.job.rate(p.epoch, p.step_in_epoch - 1)
         self.world.place = f"the end of epoch {p.epoch + 1}, step {p.step}"
-        start = time.perf_counter()
-        scores = self.validate()
-        row = self._row(lr, scores, time.perf_counter() - start)
-        row["infer_ms"] = single_image_ms(self.job)
+        with self.clock("validation"):
+            scores = self.validate()
+        infer_ms = single_image_ms(self.job)
+        self._account()
+        row = self._row(lr, scores)
+        row["infer_ms"] = infer_ms
         row |= self._resources.read()
         score, loss = (scores.f1, scores.loss) if scores else (-row["train_loss"], row["train_loss"])
         better = p.is_better(score, loss)
@@ -182,8 +196,9 @@ class Trainer:
             p.stopped_early = 0 < options.early_stopping <= p.stale
         p.seconds += row["time_s"]
         # The row first: a run killed in between resumes before it and cuts it off; the other order would lose it.
-        self.hooks.row(row, scores)
-        self.saver.save(p, self.sums, scores, best=better)
+        with self.clock("row of metrics", "io"):
+            self.hooks.row(row, scores)
+        self._save(scores, best=better)
         if p.stopped_early:
             self.hooks.say(f"no progress for {p.stale} epochs: stopped early, best was epoch {p.best_epoch}")
 
@@ -193,15 +208,22 @@ class Trainer:
         if len(job.dataset.splits["val"]) == 0:
             return None
         with averaged(job.graph, job.grid.data, active=job.statistics is None):
-            return evaluate(job, "val", self.world, poll=self._poll)
+            return evaluate(job, "val", self.world, poll=self._poll, reading=lambda: self.clock("load a batch", "io"))
 
-    def _row(self, lr: float, scores: Scores | None, validation_seconds: float) -> dict[str, Any]:
-        """The epoch's line of metrics.csv: sums over ranks, times as the mean over ranks."""
+    def _row(self, lr: float, scores: Scores | None) -> dict[str, Any]:
+        """The epoch's line of metrics.csv: sums over ranks, times as the mean over ranks.
+
+        Times count from the line before: they hold the steps, validation, and the checkpoint of the epoch before.
+        """
         flat = self.world.allgather(self.sums.flat())
         total = Sums.of(np.sum(flat, axis=0))
         size, p = self.world.size, self.position
         account = Account(*(t / size for t in total.times))
         seconds = total.seconds / size
+        accounts = [Account(*Sums.of(f).times) for f in flat]
+        advice = bottleneck(accounts, self.world.hosts, balanced=self.job.balance.active)
+        if advice is not None and p.step_in_epoch == self.job.steps_per_epoch:
+            self.hooks.say(advice)
         row: dict[str, Any] = {
             "epoch": p.epoch + 1,
             "step": p.step,
@@ -209,14 +231,14 @@ class Trainer:
             "train_loss": total.loss / total.images if total.images else math.nan,
             "train_accuracy": total.correct / total.predictions if total.predictions else math.nan,
             "images_per_s": total.images / seconds if seconds else math.nan,
-            "time_s": seconds + validation_seconds,
+            "time_s": account.total,
             "t_comp": account.comp,
             "t_comm": account.comm,
             "t_wait": account.wait,
             "t_io": account.io,
             "r_alloc": account.r_alloc,
             "r_alloc_literal": account.r_alloc_as_printed,
-            "imbalance": imbalance([Account(*Sums.of(f).times) for f in flat]),
+            "imbalance": imbalance(accounts),
         }
         if scores is not None:
             for name in ("loss", "accuracy", "precision", "recall", "f1", "auc", "iou"):
@@ -227,7 +249,7 @@ class Trainer:
         """If any rank was asked to stop, all save the exact place and raise StopRequested."""
         if self.world.any(self.world.stop_requested()):
             self.hooks.progress.end()
-            self.saver.save(self.position, self.sums, None, best=False, wait=True)
+            self._save(None, best=False, wait=True)
             raise StopRequested(f"epoch {self.position.epoch + 1}, step {self.position.step}")
 
     def poll_without_saving(self) -> None:
