@@ -24,8 +24,9 @@ ALLOWED = {
     "evaluation": set(),
     "export": {"kernels", "nn", "models"},
     "prepare": {"kernels", "data", "parallel", "train"},
+    "infer": {"kernels", "nn", "models", "data", "parallel", "train"},
     "slide": {"kernels", "nn", "models", "data", "parallel"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "slide"},
+    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "infer", "slide"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 

@@ -14,6 +14,7 @@ COMMANDS = {
         "medmpi.cli.prepare",
         "images to PNG or HDF5: noise, contrast, crop, size; on several ranks too",
     ),
+    "infer": ("medmpi.cli.infer", "classify or segment files, folders, a watched folder, or what C-STORE brings"),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),

@@ -54,6 +54,7 @@ class MedicalImage:
     inverted: bool = False
     group: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    _found: dict[str, tuple[float, float]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def frames(self) -> int:
@@ -143,6 +144,14 @@ def _limits(image: MedicalImage, pixels: NDArray[Any], levels: Levels) -> tuple[
             outside = pixels.max() if pixels.max() > high else pixels.min()
             raise DataError(image.path, f"its pixels reach {outside}, beyond {bits} bits", "give the right ?bits=")
         return low, high
+    name = str(window)
+    if name not in image._found:
+        image._found[name] = _range(image, window)
+    return image._found[name]
+
+
+def _range(image: MedicalImage, window: Window) -> tuple[float, float]:
+    """The values of a whole file that become black and white; once, not for each frame."""
     whole = image.pixels
     if whole.dtype.kind == "f":
         whole = whole[np.isfinite(whole)]

@@ -101,8 +101,26 @@ def write_labels(target: Path, slices: NDArray[np.uint8], *, like: Path, axis: i
     header.set_data_dtype(np.uint8)
     header.set_data_shape(data.shape)
     header.set_slope_inter(1.0, 0.0)
-    labels = type(source)(np.ascontiguousarray(data), None, header=header)
-    content = labels.to_bytes()
+    _write_whole(target, type(source)(np.ascontiguousarray(data), None, header=header).to_bytes())
+
+
+def write_volume(
+    target: Path,
+    slices: NDArray[np.uint8],
+    affine: NDArray[np.float64] | None,
+    spacing: tuple[float, float] | None = None,
+) -> None:
+    """Slices (n, h, w) of an image that is no NIfTI as a volume (column, row, slice) of its ``affine`` to RAS+ mm.
+
+    Where the image has no place in space, a pixel's ``spacing`` (row, column) in mm alone is kept.
+    """
+    if affine is None:
+        row, column = spacing or (1.0, 1.0)
+        affine = np.diag([-column, -row, 1.0, 1.0])
+    _write_whole(target, _nibabel().Nifti1Image(np.ascontiguousarray(slices.transpose(2, 1, 0)), affine).to_bytes())
+
+
+def _write_whole(target: Path, content: bytes) -> None:
     if target.name.endswith(".gz"):
         content = gzip.compress(content, 6, mtime=0)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")

@@ -1,0 +1,82 @@
+"""A trained model ready for one image after the other: folded, tuned, recorded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medmpi import models, nn
+from medmpi.data import MedicalImage, Reading, normalise
+from medmpi.nn.checkpoint import CheckpointError
+from medmpi.train.failure import Failure
+
+
+@dataclass
+class Prediction:
+    """Of one frame: ``probabilities`` (classes,) of a classification, or ``mask`` uint8 (h, w) at the frame's size."""
+
+    probabilities: NDArray[np.float64] | None
+    mask: NDArray[np.uint8] | None
+
+
+class Predictor:
+    """The model of a run folder or checkpoint file. Failure where it cannot be used."""
+
+    def __init__(self, run: str | Path, which: str = "best", *, tune: bool = True) -> None:
+        try:
+            saved = models.load(run, which)
+            self.spec = saved.spec
+            self.reading = Reading() if self.spec.reading is None else Reading.from_json(self.spec.reading)
+        except (CheckpointError, ValueError) as error:
+            raise Failure(str(error)) from None
+        self.file = saved.path
+        graph = saved.graph.fold()
+        self.shape = (1, *self.spec.image_size, self.spec.channels)
+        if tune:
+            nn.tune(graph, self.shape)
+        self._session = nn.Session(graph, self.shape)
+        self._mean, self._std = (np.asarray(v, np.float32) for v in (self.spec.mean, self.spec.std))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.spec.classes
+
+    @property
+    def segments(self) -> bool:
+        return self.spec.task == "segmentation"
+
+    def pixels(self, image: MedicalImage, frame: int) -> NDArray[np.uint8]:
+        """A frame as the network saw its like in training, uint8 (1, h, w, c). DataError for NaN and the like."""
+        return self.reading.frame(image, frame, self.spec.channels, self.spec.image_size)[None]
+
+    def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The network's output for uint8 (1, h, w, c); valid until the next call."""
+        np.copyto(self._session.inputs[0], normalise(pixels, self._mean, self._std))
+        self._session.run()
+        result: NDArray[np.float32] = self._session.outputs[0]
+        return result
+
+    def predict(self, pixels: NDArray[np.uint8], original: tuple[int, int]) -> Prediction:
+        """The prediction for a prepared frame whose image is of size ``original``."""
+        logits = self.logits(pixels)[0]
+        if not np.isfinite(logits).all():
+            raise FloatingPointError("the network's output is NaN or infinite: its weights are damaged")
+        if not self.segments:
+            return Prediction(softmax(logits), None)
+        mask = (logits[..., 1] > logits[..., 0]).astype(np.uint8) if len(self.classes) == 2 else _argmax(logits)
+        return Prediction(None, self.reading.unfit(mask, original))
+
+
+def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Over the last axis, in float64."""
+    z = logits.astype(np.float64)
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+def _argmax(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.asarray(logits.argmax(axis=-1), np.uint8)
