@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ from medmpi.train.state import Position
 
 from .machine import describe
 
-SCORES = ("accuracy", "auc", "f1")
+SCORES = ("accuracy", "auc", "f1", "dice")
+"""``dice``: the mean of the pixels' Dice over the classes but the first; NaN for classifiers, as ``auc`` for masks."""
 
 
 def main() -> int:
@@ -78,7 +81,7 @@ def ours(words: list[str], ranks: int) -> dict[str, Any]:
         rows = (out / "metrics.csv").read_text().splitlines()
     column = rows[0].split(",").index("train_loss")
     losses = [float(row.split(",")[column]) for row in rows[1:]]
-    return {**{s: test[s] for s in SCORES}, "epoch": test["epoch"], "seconds": seconds, "losses": losses}
+    return {**_scores(test), "epoch": test["epoch"], "seconds": seconds, "losses": losses}
 
 
 def theirs(words: list[str], threads: int) -> dict[str, Any]:
@@ -91,8 +94,8 @@ def theirs(words: list[str], threads: int) -> dict[str, Any]:
     torch.set_num_threads(threads)
     job = build_job(parse(words), parallel.start())
     options = job.options
-    if job.dataset.task != "classification" or job.criterion.weight is not None or options.clip_norm is not None:
-        raise SystemExit("bench.recipe: torch's side knows classification without class weights and clipping")
+    if job.criterion.weight is not None or options.focal_gamma or options.clip_norm is not None:
+        raise SystemExit("bench.recipe: torch's side knows neither class weights nor focal loss nor clipping")
     auto = "small" if max(job.dataset.image_size) <= 64 else "imagenet"
     model = torch_models.build(
         options.model, classes=len(job.dataset.classes), channels=job.dataset.channels, width=options.width,
@@ -113,9 +116,7 @@ def theirs(words: list[str], threads: int) -> dict[str, Any]:
                 for group in optimizer.param_groups:
                     group["lr"] = job.rate(epoch, step)
                 optimizer.zero_grad(set_to_none=True)
-                loss = torch.nn.functional.cross_entropy(
-                    model(_images(torch, batch)), torch.from_numpy(batch.labels).long()
-                )
+                loss = _loss(torch, model(_images(torch, batch)), torch.from_numpy(batch.labels).long(), job)
                 loss.backward()
                 optimizer.step()
                 total += loss.item() * len(batch.labels)
@@ -128,9 +129,25 @@ def theirs(words: list[str], threads: int) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     model.load_state_dict(best)
     test = _evaluate(torch, model, job, "test")
-    return {
-        **{s: getattr(test, s) for s in SCORES}, "epoch": position.best_epoch, "seconds": seconds, "losses": losses,
-    }  # fmt: skip
+    return {**_scores(asdict(test)), "epoch": position.best_epoch, "seconds": seconds, "losses": losses}
+
+
+def _scores(test: dict[str, Any]) -> dict[str, float]:
+    masks = test["auc"] is None or math.isnan(test["auc"])
+    values = {**test, "dice": statistics.mean(test["per_class"]["f1"][1:]) if masks else math.nan}
+    return {name: math.nan if values[name] is None else float(values[name]) for name in SCORES}
+
+
+def _loss(torch: Any, logits: Any, labels: Any, job: Job) -> Any:
+    """Cross-entropy; for masks plus the soft Dice loss as medmpi defines it: per image and class, then averaged."""
+    entropy = torch.nn.functional.cross_entropy(logits, labels)
+    if job.dataset.task == "classification":
+        return entropy
+    p = logits.softmax(1)
+    truth = torch.nn.functional.one_hot(labels, p.shape[1]).permute(0, 3, 1, 2)
+    smooth = job.criterion.smooth
+    overlap, total = (p * truth).sum((2, 3)), p.sum((2, 3)) + truth.sum((2, 3))
+    return entropy + 1 - ((2 * overlap + smooth) / (total + smooth)).mean()
 
 
 def _optimizer(torch: Any, model: Any, job: Job) -> Any:
@@ -151,12 +168,21 @@ def _images(torch: Any, batch: Any) -> Any:
 def _evaluate(torch: Any, model: Any, job: Job, name: str) -> metrics.Scores:
     split = job.dataset.splits[name]
     ids = np.arange(len(split), dtype=np.int64)
-    logits, labels = [], []
+    logits, labels, losses = [], [], []
     model.eval()
-    with torch.no_grad(), Loader(split, global_batches(ids, 64)) as loader:
+    k, masks = len(job.dataset.classes), job.dataset.task == "segmentation"
+    confusion = np.zeros((k, k), np.int64)
+    with torch.no_grad(), Loader(split, global_batches(ids, 16 if masks else 64)) as loader:
         for batch in loader:
-            logits.append(model(_images(torch, batch)).numpy())
-            labels.append(batch.labels.copy())
+            found = model(_images(torch, batch))
+            if masks:
+                losses.append(len(batch.ids) * _loss(torch, found, torch.from_numpy(batch.labels).long(), job).item())
+                confusion += metrics.confusion_matrix(batch.labels, found.argmax(1).numpy(), k)
+            else:
+                logits.append(found.numpy())
+                labels.append(batch.labels.copy())
+    if masks:
+        return metrics.from_confusion(confusion, loss=sum(losses) / len(split), auc=math.nan, samples=len(split))
     return metrics.classification(np.concatenate(labels), np.concatenate(logits))
 
 

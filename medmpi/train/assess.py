@@ -58,6 +58,8 @@ class Assessment:
     """Segmentation, by class: mean over images that have it in truth or prediction; "foreground" over all but the first
     class."""
     iou: dict[str, Interval] = field(default_factory=dict)
+    dice_by_group: dict[str, Interval] = field(default_factory=dict)
+    """As ``dice``, but of all pixels of a patient or volume at once, where the data tell: the mean over those."""
     objects: dict[str, Match] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,10 +70,15 @@ class Assessment:
         return found
 
 
-def assess(classes: Sequence[str], test: Outputs, val: Outputs | None) -> Assessment:
-    """The assessment of the outputs of test, with what is chosen on those of validation."""
+def assess(
+    classes: Sequence[str], test: Outputs, val: Outputs | None, groups: Sequence[str] | None = None
+) -> Assessment:
+    """The assessment of the outputs of test, with what is chosen on those of validation.
+
+    ``groups`` says whose each sample of test is.
+    """
     if isinstance(test, MaskOutputs):
-        return _segmentation(classes, test.confusions, test.matches)
+        return _segmentation(classes, test.confusions, test.matches, groups)
     return _classification(classes, test.labels, test.logits, val if isinstance(val, ClassOutputs) else None)
 
 
@@ -139,11 +146,22 @@ def _points(
     return points
 
 
-def _segmentation(classes: Sequence[str], confusions: NDArray[np.int64], matches: NDArray[np.float64]) -> Assessment:
+def _segmentation(
+    classes: Sequence[str],
+    confusions: NDArray[np.int64],
+    matches: NDArray[np.float64],
+    groups: Sequence[str] | None,
+) -> Assessment:
     n = len(confusions)
     found = Assessment(n)
     dice, iou = dice_per_image(confusions)
-    for values, into in ((dice, found.dice), (iou, found.iou)):
+    measured = [(dice, found.dice), (iou, found.iou)]
+    if groups is not None and 1 < len(set(groups)) < n:
+        names, whose = np.unique(np.asarray(groups), return_inverse=True)
+        sums = np.zeros((len(names), *confusions.shape[1:]), np.int64)
+        np.add.at(sums, whose, confusions)
+        measured.append((dice_per_image(sums)[0], found.dice_by_group))
+    for values, into in measured:
         for k, name in enumerate(classes):
             into[name] = _mean_over_images(values[:, k : k + 1])
         if len(classes) > 2:

@@ -65,6 +65,7 @@ def measured(found: Assessment) -> list[str]:
     rows += [[f"area under the ROC curve, {name}", str(i), i.method] for name, i in found.auc.items()]
     rows += [[f"average precision, {name}", str(i), i.method] for name, i in found.average_precision.items()]
     rows += [[f"Dice per image, {name}", str(i), i.method] for name, i in found.dice.items()]
+    rows += [[f"Dice per patient or volume, {name}", str(i), i.method] for name, i in found.dice_by_group.items()]
     rows += [[f"IoU per image, {name}", str(i), i.method] for name, i in found.iou.items()]
     lines += _table(["measure", "value (95 % interval)", "method"], rows) if rows else []
     head, rows = points_table(found)

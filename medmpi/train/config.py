@@ -145,6 +145,8 @@ def check(options: Options) -> None:
     for name, only in (("device", "cpu"), ("precision", "fp32")):
         if getattr(options, name) != only:
             raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")
+    if options.freeze not in ("none", "") and options.stages > 1:
+        raise ConfigError(f"--freeze with --stages {options.stages} is not available yet, expected --stages 1")
     if options.schedule == "step" and not options.milestones:
         raise ConfigError("--schedule step needs --milestones, for example --milestones 60,80")
     if list(options.milestones) != sorted(set(options.milestones)):

@@ -62,7 +62,9 @@ class Options:
         "first layers: small keeps the size, imagenet quarters it; auto goes by the image",
         choices=("auto", "small", "imagenet"),
     )
-    width: int | None = _option(None, "model", "channels of the first stage, where the network has a choice", low=1)
+    width: int | None = _option(
+        None, "model", "channels of the first stage, where the network has a choice (default 64; unet 32)", low=1
+    )
     dropout: float | None = _option(None, "model", "dropout probability, where the network has one", low=0.0, below=1.0)
 
     init: str | None = _option(
@@ -85,9 +87,13 @@ class Options:
         metavar="RATES",
     )
 
-    epochs: int = _option(8, "optimisation", "passes over the training split", low=1)
+    epochs: int = _option(
+        0, "optimisation", "passes over the training split (0: 8, for segmentation as many as make 250 steps)", low=0
+    )
     max_steps: int | None = _option(None, "optimisation", "stop after this many steps in all", low=1)
-    batch_size: int = _option(0, "optimisation", "images per step over all ranks (0: 64, for segmentation 16)", low=0)
+    batch_size: int = _option(
+        0, "optimisation", "images per step over all ranks (0: 64, for segmentation 16 or 8)", low=0
+    )
     optimizer: str = _option(
         "auto",
         "optimisation",

@@ -122,7 +122,8 @@ def _assessment_section(content: Content) -> list[str]:
     rows = [] if found.accuracy is None else [["accuracy", str(found.accuracy), found.accuracy.method]]
     for title, intervals in (
         ("area under the ROC curve", found.auc), ("average precision", found.average_precision),
-        ("Dice, mean over images", found.dice), ("IoU, mean over images", found.iou),
+        ("Dice, mean over images", found.dice), ("Dice, mean over patients or volumes", found.dice_by_group),
+        ("IoU, mean over images", found.iou),
     ):  # fmt: skip
         rows += [[f"{title}: {name}", str(interval), interval.method] for name, interval in intervals.items()]
     parts.append(table(["test split", "value (95 % interval)", "method"], rows))

@@ -66,7 +66,7 @@ def run(options: Options, world: World) -> Outcome:
             say=say,
             warn=_printer(world, stream=sys.stderr, head="medmpi: warning: "),
             event=log.event,
-            row=_row_writer(metrics, world, say, log, options),
+            row=_row_writer(metrics, world, say, log, job.options),
             progress=choose(world.rank, options.quiet),
             trace=lambda trace: write_whole(folder / "timeline.json", trace),
         )

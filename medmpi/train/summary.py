@@ -41,7 +41,9 @@ def summarise(
     classes, lines = job.dataset.classes, []
     if test is not None:
         content.outputs = outputs["test"]
-        content.assessment = found = assess(classes, outputs["test"], outputs.get("val"))
+        content.assessment = found = assess(
+            classes, outputs["test"], outputs.get("val"), job.dataset.splits["test"].groups
+        )
         content.explained = explain(job.dataset, folder, outputs["test"])
         write_whole(folder / "evaluation.json", json.dumps(finite(found.to_json()), indent=1) + "\n")
         lines = _tell(found)
@@ -78,6 +80,8 @@ def _tell(found: Assessment) -> list[str]:
     if found.dice:
         name = "foreground" if "foreground" in found.dice else list(found.dice)[-1]
         parts.append(f"mean Dice per image of {name} {found.dice[name]}")
+        if found.dice_by_group:
+            parts.append(f"per patient or volume {found.dice_by_group[name]}")
     return [f"95 % intervals: {', '.join(parts)}"] if parts else []
 
 

@@ -78,6 +78,9 @@ def test_masks():
     assert found.dice["cell"].value == pytest.approx((0.9 + 10 / 25) / 2)  # the third image has none
     assert found.objects["cell"].f1 == pytest.approx(4 / 7)
     assert "foreground" not in found.dice
+    assert found.dice_by_group == {}
+    whole = assess(("background", "cell"), MaskOutputs(confusions, np.zeros((3, 3)), matches), None, ["p", "p", "q"])
+    assert whole.dice_by_group["cell"].value == pytest.approx(2 * 95 / (110 + 115))  # the second patient has none
     assert found.to_json()["objects"]["cell"]["panoptic_quality"] == pytest.approx(3.6 / 7)
 
 

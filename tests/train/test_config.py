@@ -75,7 +75,7 @@ def test_a_switch_does_not_swallow_the_file(tmp_path):
         (["--lr", "0"], "--lr is 0, expected a number above 0"),
         (["--lr", "nan"], "--lr is nan, expected a number above 0"),
         (["--epochs", "1.5"], "--epochs is '1.5', expected a whole number"),
-        (["--epochs", "0"], "--epochs is 0, expected a whole number at least 1"),
+        (["--epochs=-1"], "--epochs is -1, expected a whole number at least 0"),
         (["--epochs"], "--epochs: expected one argument"),
         (["--momentum", "1.5"], "at least 0.0 and below 1"),
         (["--tiles", "2"], "--tiles 2 is not available yet"),
