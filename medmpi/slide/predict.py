@@ -53,8 +53,14 @@ class Predictor:
             classifier.graph, classifier.window, stride, (count, count), channels=classifier.channels, engine=engine
         )
 
-    def group(self, store: Store, group: int, slide: Slide | None = None) -> GroupScores:
-        """The scores of a group's patches. Reading goes on ahead in a thread while the network computes."""
+    def group(
+        self, store: Store, group: int, slide: Slide | None = None, *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> GroupScores:  # fmt: skip
+        """The scores of a group's patches. Reading goes on ahead in a thread while the network computes.
+
+        ``progress`` is told the patches that have been started, and how many there are.
+        """
         meta, window = store.meta, self.classifier.window
         if max(window) // 2 > meta.context:
             raise DataError(
@@ -62,6 +68,7 @@ class Predictor:
                 "prepare it with more (--context)",
             )  # fmt: skip
         start = time.perf_counter()
+        total_patches = len(store.group_patches(group))
         waits: list[float] = []
         blocks: list[tuple[int, int, int, int]] = []
         bad: list[tuple[int, int, str]] = []
@@ -87,6 +94,8 @@ class Predictor:
         def prepared() -> Iterator[tuple[Array, Counts]]:
             for block, tile in ahead(tiles(), waited=waits.append):
                 blocks.append(block)
+                if progress is not None:
+                    progress(len(blocks), total_patches)
                 yield self.classifier.prepare(tile), block[2:]
 
         found = [

@@ -87,9 +87,10 @@ def prepare(
         level = options.level if options.level is not None else slide.level_for(options.mpp)
         shape, factor = slide.shapes[level], slide.downsamples[level]
         opened = time.perf_counter()
-        picture = thumbnail(slide)
+        picture, unread = thumbnail(slide)
         found = find_tissue(picture, mode="hs" if options.tissue == "all" else options.tissue)
-        mask = np.ones_like(found.mask) if options.tissue == "all" else found.mask
+        # What cannot be read may be tissue: its patches are to fail later, not to be left out without a word.
+        mask = np.ones_like(found.mask) if options.tissue == "all" else found.mask | unread
         chosen = patches_with_tissue(mask, shape, DOWNSAMPLE / factor, patch=options.patch, least=options.least_tissue)
         with replacing(folder / f"{path.stem}.mask.png") as temporary:
             Image.fromarray(preview(found, chosen, options.patch * factor / DOWNSAMPLE)).save(temporary)

@@ -46,7 +46,7 @@ class OpenSlideReader(Slide):
             where = f"level {level}, {h}x{w} at ({y}, {x})"
             raise BadTile(self.path, f"{where}: {error}", "the slide is damaged") from error
         rgba = np.asarray(region)
-        pixels = np.ascontiguousarray(rgba[..., :3])
+        pixels = np.array(rgba[..., :3], order="C")
         # OpenSlide's colours are not premultiplied after conversion; where a scanner left holes there is glass.
         pixels[rgba[..., 3] == 0] = FILL
         return pixels

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medmpi import kernels as K
-from medmpi.slide.reader import Pixels, Slide
+from medmpi.slide.reader import BadTile, Pixels, Slide
 
 DOWNSAMPLE = 32
 MODES = ("hs", "hsv")
@@ -42,23 +42,40 @@ class Tissue:
         return float(self.mask.mean())
 
 
-def thumbnail(slide: Slide, downsample: int = DOWNSAMPLE) -> Pixels:
-    """uint8 (ceil(H/d), ceil(W/d), 3): box averages of the coarsest level that is fine enough."""
+def thumbnail(slide: Slide, downsample: int = DOWNSAMPLE) -> tuple[Pixels, NDArray[np.bool_]]:
+    """uint8 (ceil(H/d), ceil(W/d), 3): box averages of the coarsest level that is fine enough.
+
+    With it, bool (h, w): where the slide could not be read.
+    """
     level = slide.level_below(downsample)
     h, w = slide.shapes[0]
     factor = downsample / slide.downsamples[level]
     rows, columns = -(-h // downsample), -(-w // downsample)
-    out = np.full((rows, columns, 3), 255, np.uint8)
+    out, bad = np.full((rows, columns, 3), 255, np.uint8), np.zeros((rows, columns), bool)
+
+    def fill(y: int, x: int, h: int, w: int) -> None:
+        """One block; one that cannot be read is tried in quarters, to lose no more than it must."""
+        top, left = int(y * factor), int(x * factor)
+        bottom, right = int(np.ceil((y + h) * factor)), int(np.ceil((x + w) * factor))
+        try:
+            block = slide.read(level, top, left, bottom - top, right - left)
+        except BadTile:
+            if h * w == 1:
+                bad[y, x] = True
+                return
+            halves = [[(a, n // 2), (a + n // 2, n - n // 2)] if n > 1 else [(a, n)] for a, n in ((y, h), (x, w))]
+            for a, m in halves[0]:
+                for b, n in halves[1]:
+                    fill(a, b, m, n)
+            return
+        box = (x * factor - left, y * factor - top, (x + w) * factor - left, (y + h) * factor - top)
+        small = Image.fromarray(block).resize((w, h), Image.Resampling.BOX, box)
+        out[y : y + h, x : x + w] = np.asarray(small)
+
     for y in range(0, rows, _BLOCK):
         for x in range(0, columns, _BLOCK):
-            bh, bw = min(_BLOCK, rows - y), min(_BLOCK, columns - x)
-            top, left = int(y * factor), int(x * factor)
-            bottom, right = int(np.ceil((y + bh) * factor)), int(np.ceil((x + bw) * factor))
-            block = slide.read(level, top, left, bottom - top, right - left)
-            box = (x * factor - left, y * factor - top, (x + bw) * factor - left, (y + bh) * factor - top)
-            small = Image.fromarray(block).resize((bw, bh), Image.Resampling.BOX, box)
-            out[y : y + bh, x : x + bw] = np.asarray(small)
-    return out
+            fill(y, x, min(_BLOCK, rows - y), min(_BLOCK, columns - x))
+    return out, bad
 
 
 def find_tissue(picture: Pixels, *, mode: str = "hs", downsample: int = DOWNSAMPLE) -> Tissue:
