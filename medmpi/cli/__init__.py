@@ -15,6 +15,7 @@ COMMANDS = {
         "images to PNG or HDF5: noise, contrast, crop, size; on several ranks too",
     ),
     "infer": ("medmpi.cli.infer", "classify or segment files, folders, a watched folder, or what C-STORE brings"),
+    "slide": ("medmpi.cli.slide", "whole slides: heatmaps, cluster jobs, stitching, FROC"),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),

@@ -1,0 +1,1 @@
+"""The commands of ``medmpi slide``, one module each: ``main(argv) -> exit code``."""
