@@ -19,19 +19,24 @@ if TYPE_CHECKING:
     from medmpi.train.job import Job
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
-_ENOUGH = 0.5  # of the parameters below the head: less, and the file is of another network
+_ENOUGH = 0.9  # of the parameters below the head: less, and the file is of another network
 _SHOWN = 4
 
 
-def initialise_from(source: str, job: Job, world: World) -> list[str]:
-    """Loads the file into the job's network on every rank; lines that say what was taken and what was not. Collective.
+def initialise_from(source: str, job: Job, world: World) -> tuple[list[str], str | None]:
+    """Loads the file into the job's network on every rank. Collective.
 
+    Lines that say what was taken and what was not, and a warning where it was little.
     Failure: no such file, a pickle, or a file of which nothing fits.
     """
     report = together(world, lambda: _load(source, job))
     crc = zlib.crc32(job.parameters.fixed.data, zlib.crc32(job.parameters.value.data))
     job.grid.data.agree({f"weights of --init {source} (checksum)": crc})
-    return describe(report, source)
+    warning = (
+        f"only {report.share:.0%} of the network below its head is from {source}, the rest is random; is it the same "
+        "--model, --width and --stem?"
+    )
+    return describe(report, source), warning if report.share < _ENOUGH else None
 
 
 def _load(source: str, job: Job) -> nn.Loaded:
@@ -87,8 +92,6 @@ def describe(report: nn.Loaded, source: str) -> list[str]:
     ):
         if names:
             lines.append(f"weights: {len(names)} {what}: {_some(names)}")
-    if report.share < _ENOUGH:
-        lines.append("weights: WARNING: less than half fits; is it the same --model, --width and --stem?")
     return lines
 
 

@@ -59,8 +59,11 @@ def run(options: Options, world: World) -> Outcome:
         )
         resumed = saver.restore() if options.resume else None
         if options.init is not None and resumed is None:
-            for line in initialise_from(options.init, job, world):
+            lines, warning = initialise_from(options.init, job, world)
+            for line in lines:
                 say(line)
+            if warning is not None:
+                _printer(world, stream=sys.stderr, head="medmpi: warning: ")(warning)
         metrics = _open_files(folder, job, world, resumed)
         hooks = Hooks(
             say=say,

@@ -240,7 +240,9 @@ def table(columns: Sequence[Column], model: str, data: str, source: str) -> str:
 
 def verdict(column: Column) -> str:
     """Whether a way overfits, in words."""
-    points = f"train accuracy is {100 * abs(column.gap):.1f} points {'above' if column.gap >= 0 else 'below'} test"
+    other = "test" if column.accuracy["test"] == column.accuracy["test"] else "validation"
+    side = "above" if column.gap >= 0 else "below"
+    points = f"train accuracy is {100 * abs(column.gap):.1f} points {side} {other}"
     if column.gap != column.gap:
         return f"{column.name}: no split to tell whether it overfits"
     val = column.accuracy["train"] - column.accuracy["val"]

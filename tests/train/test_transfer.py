@@ -43,6 +43,11 @@ def test_features_stay_and_the_head_learns(source, tmp_path, capsys):
             np.testing.assert_array_equal(after[name], value, err_msg=name)
 
 
+def test_another_network_is_warned_of(source, tmp_path, capsys):
+    assert tiny.train(FOUR, f"--init={source}", "--model=resnet34", "--epochs=1", "--quiet", f"--out={tmp_path}") == 0
+    assert "the rest is random; is it the same --model" in capsys.readouterr().err
+
+
 def test_two_ranks_freeze_as_one(source, tmp_path):
     flags = [f"--init={source}", "--freeze=layer1,layer3", "--layer-lr=0.5", "--epochs=1", "--reproducible"]
     for ranks in (1, 2):
@@ -70,6 +75,7 @@ def test_a_resumed_run_needs_no_start(source, tmp_path, capsys):
         (["--init=nowhere"], "nowhere does not exist"),
         (["--init={other}"], "nothing in it fits"),
         (["--init={text}"], "expected a whole safetensors file"),
+        (["--freeze=layer1", "--stages=2"], "--freeze with --stages 2 is not available yet"),
         (["--freeze=layr1"], "did you mean 'layer1'"),
         (["--freeze=features,fc"], "leaves nothing to train"),
         (["--layer-lr=fast"], "expected a factor"),
@@ -127,9 +133,11 @@ def test_overfitting_is_called_out():
         Column("feature extraction", 10, 1, {"train": 0.80, "val": 0.79, "test": 0.81}, 0.9, 1.0),
     ]
     text = table(columns, "resnet18", "x", "y")
-    assert "fine-tuning: OVERFITS, train accuracy is 58.6 points above test" in text
+    assert "fine-tuning: OVERFITS, train accuracy is 58.6 points above validation" in text
     assert "feature extraction: does not overfit" in text
     assert "no such split" in text
+    shifted = Column("fine-tuning", 10, 1, {"train": 0.96, "val": 0.95, "test": 0.86}, 0.9, 1.0)
+    assert "test split is of another kind" in table([shifted], "resnet18", "x", "y")
 
 
 @pytest.mark.parametrize(
