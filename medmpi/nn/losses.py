@@ -82,6 +82,16 @@ def _entropy(
     return float((each * eased * -log_p).sum() / denominator), dlogits
 
 
+class Rows(Protocol):
+    """The ranks that hold the other rows of the same images."""
+
+    tiles: int
+
+    def sum(self, array: Denominators) -> Denominators:
+        """The sum over all of them."""
+        ...
+
+
 class CrossEntropy:
     """Softmax and negative log-likelihood, as ``torch.nn.CrossEntropyLoss(weight)`` with its mean.
 
@@ -111,7 +121,8 @@ class DiceCrossEntropy:
 
     Logits are (N, H, W, K), labels int64 (N, H, W). Dice is taken per image and class, then averaged: images of other
     ranks do not enter it, so sharing a batch among ranks changes nothing. The denominators are those of the
-    cross-entropy and the number of images. ``gamma`` as in ``CrossEntropy``.
+    cross-entropy and the number of images. ``gamma`` as in ``CrossEntropy``. Where images are split by rows over
+    ``rows``, each rank returns its share.
     """
 
     def __init__(
@@ -123,16 +134,18 @@ class DiceCrossEntropy:
         smooth: float = 1e-5,
         include_background: bool = True,
         gamma: float = 0.0,
+        rows: Rows | None = None,
     ) -> None:
         if not (dice > 0 and cross_entropy > 0):
             raise ValueError(f"DiceCrossEntropy: factors are {dice} and {cross_entropy}, expected both above 0")
         self.weight, self.dice, self.cross_entropy = _weights(weight), dice, cross_entropy
-        self.smooth, self.include_background = smooth, include_background
+        self.smooth, self.include_background, self.rows = smooth, include_background, rows
         self.gamma = _check_gamma(gamma)
 
     def denominators(self, labels: Labels) -> Denominators:
         """The sum of the labels' weights and the number of images, shape (2,)."""
-        return np.array([_total(labels, self.weight), float(labels.shape[0])])
+        tiles = 1 if self.rows is None else self.rows.tiles  # each of which counts the image
+        return np.array([_total(labels, self.weight), labels.shape[0] / tiles])
 
     def __call__(
         self, logits: Array, labels: Labels, *, denominator: float | Denominators | None = None
@@ -144,8 +157,34 @@ class DiceCrossEntropy:
         totals = np.where(totals == 0, 1.0, totals)
         divisor = float(totals[0]) / self.cross_entropy
         entropy, dlogits = _entropy(logits, labels, self.weight, divisor, self.gamma)
+        if self.rows is not None:
+            dice, ddice = self._dice_of_rows(self.rows, logits, labels, float(totals[1]) / self.dice)
+            return entropy + dice, K.add(dlogits, ddice, out=dlogits)
         dice, ddice = K.dice_loss(
             logits, labels, smooth=self.smooth, include_background=self.include_background,
             denominator=float(totals[1]) / self.dice,
         )  # fmt: skip
         return entropy + dice, K.add(dlogits, ddice, out=dlogits)
+
+    def _dice_of_rows(self, rows: Rows, logits: Array, labels: Labels, denominator: float) -> tuple[float, Array]:
+        """``kernels.dice_loss`` of images of which this rank has some rows: sums first, then loss and gradient."""
+        p = K.softmax(logits)
+        n, classes = len(logits), logits.shape[-1]
+        masks = [labels == c for c in range(classes)]
+        sums = np.zeros((3, n, classes))  # of p t, p, t
+        sums[1] = p.sum((1, 2), dtype=np.float64)
+        for c, mask in enumerate(masks):
+            sums[0, :, c] = (p[..., c] * mask).sum((1, 2), dtype=np.float64)
+            sums[2, :, c] = mask.sum((1, 2))
+        both, above, below = rows.sum(sums)
+        used = np.arange(classes) >= (0 if self.include_background else 1)
+        total = above + below + self.smooth
+        top = 2 * both + self.smooth
+        value = float((1 - (top / total)[:, used].mean(1)).sum()) / denominator / rows.tiles
+        scale = used / (used.sum() * total * denominator)
+        hit, rest = (-2 * scale).astype(np.float32), (scale * top / total).astype(np.float32)
+        g = np.broadcast_to(rest[:, None, None], p.shape).copy()
+        for c, mask in enumerate(masks):
+            g[..., c] += hit[:, None, None, c] * mask
+        g -= (p * g).sum(-1, keepdims=True)
+        return value, np.multiply(p, g, out=p)

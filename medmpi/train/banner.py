@@ -23,7 +23,7 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {world.nodes} node{'s' * (world.nodes > 1)}"
     norm = _statistics(job)
     image = f"{h}x{w}x{job.dataset.channels}"
-    batch = f"global batch {o.batch_size} ({local} per {'rank' if job.grid.stages == 1 else 'replica'})"
+    batch = f"global batch {o.batch_size} ({local} per {'rank' if job.grid.replicas == world.size else 'replica'})"
     steps = f"{job.steps_per_epoch} steps per epoch, {o.epochs} epochs"
     lines = [
         f"medmpi {__version__}: {ranks}, {job.threads} thread{'s' * (job.threads > 1)} each, {world.library}",
@@ -35,7 +35,7 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
         f"memory: about {expected_bytes(job, local) / 2**20:,.0f} MiB per rank",
         f"run folder: {folder}",
     ]
-    if job.grid.stages > 1:
+    if job.grid.stages * job.grid.tiles > 1:
         lines.insert(2, _layout(job))
     return lines
 
@@ -51,6 +51,8 @@ def _statistics(job: Job) -> str:
 
 def _layout(job: Job) -> str:
     """The grid, where the model is cut, and how batches go through it."""
+    if not job.cuts:
+        return f"split: {job.grid.describe()}"
     names = ", ".join(job.model.nodes[cut].name for cut in job.cuts)
     n = job.pipeline.micro_batches
     pieces = f"{n} micro-batch{'es' * (n > 1)} ({job.options.pipeline})"
@@ -78,4 +80,4 @@ def expected_bytes(job: Job, local_batch: int) -> int:
     sizes = job.model.shapes((1, h, w, channels))[1:]
     per_image = 4 * sum(prod(shape) for shape in sizes[edges[job.grid.stage] : edges[job.grid.stage + 1]])
     # Gradients of activations and the loader's batches ahead come on top of what forward keeps.
-    return int(fixed + per_image * local_batch * 1.3 + 5 * 4 * local_batch * h * w * channels)
+    return int(fixed + per_image / job.grid.tiles * local_batch * 1.3 + 5 * 4 * local_batch * h * w * channels)

@@ -140,8 +140,10 @@ def convert(name: str, value: Any, where: str) -> Any:
 
 def check(options: Options) -> None:
     """Refuses settings that do not fit together or that no code serves yet."""
-    if options.tiles != 1:
-        raise ConfigError(f"--tiles {options.tiles} is not available yet, expected 1")
+    if options.tiles > 1 and options.reproducible:
+        raise ConfigError("--reproducible sums by whole images and cannot be had with --tiles, expected one of the two")
+    if options.tiles > 1 and not options.sync_batchnorm:
+        raise ConfigError("--tiles needs --sync-batchnorm: the rows of an image are normalised together")
     for name, only in (("device", "cpu"), ("precision", "fp32")):
         if getattr(options, name) != only:
             raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")

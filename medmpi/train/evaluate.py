@@ -51,7 +51,7 @@ def evaluate(
     rounds = int(np.max(-(-job.balance.shares(n) // per_round)))
     mine, step = job.balance.part(np.arange(n, dtype=np.int64))[1], int(per_round[job.grid.replica])
     batches = [mine[i : i + step] for i in range(0, len(mine), step)]
-    context = nn.Context(train=False)
+    grid, context = job.grid, nn.Context(train=False)
     measure = _logits if dataset.task == "classification" else partial(_pixels, objects=outputs is not None)
     criterion = job.criterion
     found: list[tuple[NDArray[Any], ...]] = []
@@ -63,7 +63,9 @@ def evaluate(
                 with reading():
                     batch = next(batch_of)
                 logits = job.pipeline.infer(batch.images, len(batch.ids), context)
-                if logits is not None:
+                if logits is not None and job.tiling is not None and job.tiling.output is not None:
+                    logits = job.tiling.exchange.gather_rows(logits, job.tiling.output)
+                if logits is not None and grid.tile == 0:
                     found.append(measure(batch, logits, weight, criterion))
     gathered = world.gather(found)
     scores: Scores | None = None

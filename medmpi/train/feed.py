@@ -12,18 +12,23 @@ from medmpi.data import Batch, Loader, Split, Transform
 
 if TYPE_CHECKING:
     from medmpi.train.job import Job
+    from medmpi.train.split import Tiling
 
 Ids = NDArray[np.int64]
 
 
-def feed(job: Job, split: Split, batches: Sequence[Ids], transform: Transform | None = None) -> Loader | LabelFeed:
+def feed(
+    job: Job, split: Split, batches: Sequence[Ids], transform: Transform | None = None
+) -> Loader | LabelFeed | RowFeed:
     """An iterator over ``batches``, to be used in a ``with``. Only the first stage gets images, only the last labels.
 
-    The last stage of a segmentation reads images too: masks come from the same files and are augmented with them.
+    The last stage of a segmentation reads images too: masks come from the same files and are augmented with them. Where
+    images are split into tiles they have this rank's rows; masks are whole.
     """
     grid = job.grid
     if grid.first or (grid.last and job.dataset.task == "segmentation"):
-        return Loader(split, batches, transform=transform, threads=job.options.workers)
+        loader = Loader(split, batches, transform=transform, threads=job.options.workers)
+        return loader if job.tiling is None else RowFeed(loader, job.tiling)
     shape = (0, *job.dataset.image_size, job.dataset.channels)
     return LabelFeed(split.labels if grid.last else None, batches, shape)
 
@@ -44,3 +49,20 @@ class LabelFeed:
 
     def __exit__(self, *error: object) -> None:
         pass
+
+
+class RowFeed:
+    """The batches of a loader, with this rank's rows of the images."""
+
+    def __init__(self, loader: Loader, tiling: Tiling) -> None:
+        self._loader, self._tiling = loader, tiling
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            yield self._tiling.images(batch)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._loader.close()

@@ -19,7 +19,7 @@ from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.options import Options
 from medmpi.train.rate import Rate
 from medmpi.train.slow import slow_down
-from medmpi.train.split import choose_cuts, make_grid, make_pipeline
+from medmpi.train.split import Tiling, choose_cuts, make_grid, make_pipeline
 
 if TYPE_CHECKING:
     from medmpi.parallel import Balance, ExactSums, GradientBuckets, Grid, Pipeline, RankStatistics, World
@@ -42,6 +42,7 @@ class Job:
     grid: Grid
     model: nn.Graph
     cuts: list[int]
+    tiling: Tiling | None
     graph: nn.Graph
     pipeline: Pipeline
     parameters: nn.Parameters
@@ -105,7 +106,11 @@ class Job:
         if not self.grid.last:
             return np.zeros(2)
         # The other ranks' masks are not here: one small sum over ranks.
-        return self.grid.data.sum(self.criterion.denominators(batch.labels))
+        return self.grid.data.sum(self.criterion.denominators(self.local_labels(batch.labels)))
+
+    def local_labels(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The part of the labels that this rank's logits are for: some rows of masks where images are split."""
+        return labels if self.tiling is None else self.tiling.labels(labels)
 
 
 def build_job(options: Options, world: World) -> Job:
@@ -124,18 +129,18 @@ def build_job(options: Options, world: World) -> Job:
     unit = part_of(options.batch_size) if options.reproducible else 1
     image = (*dataset.image_size, dataset.channels)
     cuts = choose_cuts(options, model, image, grid)
-    graph, pipeline = make_pipeline(options, model, cuts, image, grid, unit)
+    tiling = together(world, lambda: Tiling(model, image, grid)) if grid.tiles > 1 else None
+    graph, pipeline = make_pipeline(options, model, cuts, image, grid, unit, tiling)
     parameters = nn.Parameters(graph, seed=options.seed, allocate=grid.data.allocate)
     # Weights come from (seed, name) on every rank; ranks with another numpy or other sources would differ here.
     grid.data.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
     weights = _class_weights(options, dataset)
     weight = None if weights is None else weights.astype(np.float32)
     gamma = options.focal_gamma
-    criterion: nn.Loss = (
-        nn.CrossEntropy(weight, gamma=gamma)
-        if dataset.task == "classification"
-        else nn.DiceCrossEntropy(weight, smooth=_SMOOTH, gamma=gamma)
-    )
+    criterion: nn.Loss = nn.CrossEntropy(weight, gamma=gamma)
+    if dataset.task == "segmentation":
+        rows = None if tiling is None else tiling.exchange
+        criterion = nn.DiceCrossEntropy(weight, smooth=_SMOOTH, gamma=gamma, rows=rows)
     exact = nn.ExactGradients(parameters, unit) if options.reproducible else None
     several = grid.data.size > 1 or pipeline.micro_batches > 1
     joint = options.sync_batchnorm and (several or options.reproducible)
@@ -147,6 +152,7 @@ def build_job(options: Options, world: World) -> Job:
         grid=grid,
         model=model,
         cuts=cuts,
+        tiling=tiling,
         graph=graph,
         pipeline=pipeline,
         parameters=parameters,
@@ -193,8 +199,8 @@ def _check_batch(options: Options, grid: Grid) -> None:
         raise Failure(
             "--balance needs --sync-batchnorm: batch statistics per rank would depend on who is fast just now", USAGE
         )
-    if options.balance and grid.stages > 1:
-        raise Failure("--balance needs --stages 1: the stages of a replica must agree on its share", USAGE)
+    if options.balance and grid.replicas < grid.world.size:
+        raise Failure("--balance needs --stages 1 and --tiles 1: all ranks of a replica have the same share", USAGE)
     unit = part_of(options.batch_size) if options.reproducible else 1
     if grid.replicas * unit > options.batch_size:
         needs = "one image" if unit == 1 else f"{unit} images with --reproducible"

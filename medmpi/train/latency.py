@@ -21,7 +21,7 @@ def single_image_ms(job: Job) -> float:
 
     NaN where the network is spread over several ranks.
     """
-    if job.options.stages > 1:
+    if job.options.stages > 1 or job.options.tiles > 1:
         return float("nan")
     image = np.zeros((1, *job.dataset.image_size, job.dataset.channels), np.float32)
     context = nn.Context(train=False)

@@ -132,7 +132,9 @@ class Options:
         "layers that begin the later stages, by name or number (default: by measured times)",
         metavar="LIST",
     )
-    tiles: int = _option(1, "parallel", "spatial tiles", low=1)
+    tiles: int = _option(
+        1, "parallel", "parts of each image's rows, each on ranks of its own: for images that need much memory", low=1
+    )
     micro_batches: int = _option(
         0,
         "parallel",

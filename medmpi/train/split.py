@@ -7,10 +7,16 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from medmpi import nn
+from medmpi.data import Batch
+from medmpi.nn import tiles
 from medmpi.nn.measure import NodeCost, measure
 from medmpi.parallel import Grid, Pipeline
 from medmpi.parallel.cuts import balanced_cuts
+from medmpi.parallel.spatial import RowExchange
 from medmpi.train.failure import USAGE, Failure
 from medmpi.train.options import Options
 
@@ -104,18 +110,59 @@ def micro_batches(options: Options, model: nn.Graph, stages: int) -> int:
     return 4 * stages
 
 
+class Tiling:
+    """The rows of images, of the values inside the network and of its output that this rank holds."""
+
+    def __init__(self, model: nn.Graph, image: tuple[int, int, int], grid: Grid) -> None:
+        assert grid.rows is not None
+        self.exchange = RowExchange(grid.rows)
+        try:
+            self.graph, self.edges = tiles.tile(model, self.exchange, (1, *image))
+        except ValueError as error:
+            raise Failure(f"--tiles {grid.tiles}: {error}", USAGE) from None
+        self._tile, self._pixels = grid.tile, self.edges[0]
+        self.output = self.edges[-1]  # None where the output is no image
+        if self.output is not None and self.output[-1] != image[0]:
+            raise Failure(
+                f"--tiles {grid.tiles}: the output has {self.output[-1]} rows for {image[0]} of images", USAGE
+            )
+
+    def images(self, batch: Batch) -> Batch:
+        """The batch with the rows of its images; labels stay whole."""
+        assert self._pixels is not None
+        first, stop = self._pixels[self._tile], self._pixels[self._tile + 1]
+        return Batch(np.ascontiguousarray(batch.images[:, first:stop]), batch.labels, batch.ids)
+
+    def labels(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of masks; labels of whole images as they are."""
+        if self.output is None:
+            return labels
+        return np.ascontiguousarray(labels[:, self.output[self._tile] : self.output[self._tile + 1]])
+
+    def shape(self, value: int, size: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of this rank's part of a value."""
+        return tiles.local_shape(size, self.edges[value], self._tile)
+
+
 def make_pipeline(
-    options: Options, model: nn.Graph, cuts: Sequence[int], image: tuple[int, int, int], grid: Grid, unit: int
+    options: Options,
+    model: nn.Graph,
+    cuts: Sequence[int],
+    image: tuple[int, int, int],
+    grid: Grid,
+    unit: int,
+    tiling: Tiling | None,
 ) -> tuple[nn.Graph, Pipeline]:
     """This rank's stage of the model and what runs it."""
-    stages = model.split(cuts) if cuts else [model]
+    local = model if tiling is None else tiling.graph
+    stages = local.split(cuts) if cuts else [local]
     graph = stages[grid.stage]
     count = micro_batches(options, model, grid.stages)
     edges = [0, *cuts, len(model)]
 
     def values(n: int, cut: int) -> list[tuple[int, ...]]:
         sizes = model.shapes((n, *image))
-        return [sizes[v] for v in model.live(cut)]
+        return [sizes[v] if tiling is None else tiling.shape(v, sizes[v]) for v in model.live(cut)]
 
     pipeline = Pipeline(
         graph,

@@ -32,11 +32,19 @@ def run(
     job: Job, batch: Batch, context: nn.Context, divisors: NDArray[np.float64], done: Callable[[Any], None]
 ) -> Tally:
     """Adds the gradients of this replica's share of the batch. All stages of the replica call it together."""
-    tally = Tally(images=len(batch.ids) if job.grid.last else 0)
+    tally = Tally(images=len(batch.ids) if job.grid.last and job.grid.tile == 0 else 0)
+    labels_here = job.local_labels(batch.labels) if job.grid.last else batch.labels
+    # every tile holds the same logits of whole images: each takes an equal share of the loss, one counts
+    copies = job.grid.tiles if job.tiling is not None and job.tiling.output is None else 1
 
     def loss(rows: slice, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        labels = batch.labels[rows]
+        labels = labels_here[rows]
         value, dlogits = job.criterion(logits, labels, denominator=divisors)
+        if copies > 1:
+            value, dlogits = value / copies, K.scale_(dlogits, 1 / copies)
+        if copies > 1 and job.grid.tile:
+            tally.loss += value
+            return dlogits
         predicted = logits.argmax(-1)
         tally.loss += value
         tally.correct += int((predicted == labels).sum())
@@ -57,5 +65,7 @@ def norm_and_loss(job: Job, loss: float) -> tuple[float, float]:
     if pipe is not None:
         total, loss = pipe.sum(np.array([squares[0], loss]), "sum of the gradient's squares")
         squares = squares if job.parameters.exact is not None else [float(total)]
+    if job.grid.rows is not None:
+        loss = job.grid.rows.sum(np.array([loss]), "sum of the tiles' losses")[0]
     finite = all(map(math.isfinite, squares))
     return math.sqrt(math.fsum(squares)) if finite else math.nan, float(loss)

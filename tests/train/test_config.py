@@ -78,7 +78,6 @@ def test_a_switch_does_not_swallow_the_file(tmp_path):
         (["--epochs=-1"], "--epochs is -1, expected a whole number at least 0"),
         (["--epochs"], "--epochs: expected one argument"),
         (["--momentum", "1.5"], "at least 0.0 and below 1"),
-        (["--tiles", "2"], "--tiles 2 is not available yet"),
         (["--device", "cuda"], "--device cuda is not available yet"),
         (["--precision", "bf16"], "--precision bf16 is not available yet"),
         (["--schedule", "step"], "needs --milestones"),

@@ -24,12 +24,12 @@ BASE = (
 )  # fmt: skip
 
 
-def _compare(world, *flags, shape):
+def _compare(world, *flags, shape, steps=20):
     """20 steps of SGD on the grid; each step starts from the serial run's weights (see test_invariance)."""
     alone = world.split(world.rank)
     single, serial, expected_rows = grids.train(tiny.options(*BASE, *flags), alone)
     together, split, rows = grids.train(tiny.options(*BASE, *flags, *shape), world, follow=serial)
-    assert len(serial) == len(split) == 20
+    assert len(serial) == len(split) == steps
     off = [grids.differences(a, b) for (a, _), (b, _) in zip(split, serial, strict=True)]
     moved = [grids.differences(a, b) for (_, a), (_, b) in zip(split, serial, strict=True)]
     assert off[0] <= 1e-5
@@ -60,6 +60,17 @@ def test_two_replicas_of_two_stages_train_as_one_rank(world):
 def test_segmentation_in_three_stages_trains_as_one_rank(world):
     flags = ("--model=unet", "--task=segmentation", "--stem=auto", "--augment=flip,rotate")
     _compare(world, *flags, shape=("--stages=3", "--micro-batches=2", "--pipeline=gpipe"))
+
+
+@pytest.mark.mpi(min_size=2)
+def test_tiles_train_as_one_rank(world):
+    _compare(world, shape=("--tiles=2", "--micro-batches=2"))
+
+
+@pytest.mark.mpi(min_size=4)
+def test_tiles_of_stages_train_a_segmentation_as_one_rank(world):
+    flags = ("--model=unet", "--task=segmentation", "--stem=auto", "--class-weights=balanced", "--epochs=2")
+    _compare(world, *flags, "--max-steps=10", shape=("--tiles=2", "--stages=2"), steps=10)
 
 
 @pytest.mark.mpi(min_size=4)
@@ -157,6 +168,9 @@ def test_cuts_by_hand(text, stages, message):
         (["--stages", "2"], "--stages 2 does not divide 1 ranks, expected a multiple of 2"),
         (["--cuts", "layer2.0.conv1"], "--cuts is layer2.0.conv1 but --stages is 1"),
         (["--pipeline", "zigzag"], "--pipeline is 'zigzag', expected one of 1f1b, gpipe"),
+        (["--tiles", "2"], "--tiles 2 does not divide 1 ranks"),
+        (["--tiles", "2", "--reproducible"], "--reproducible sums by whole images"),
+        (["--tiles", "2", "--no-sync-batchnorm"], "--tiles needs --sync-batchnorm"),
         (["--micro-batches", "-1"], "--micro-batches is -1, expected a whole number at least 0"),
     ],
 )
