@@ -39,7 +39,9 @@ RULES = {
     "sensitivity 95 %": ("sensitivity", 0.95),
     "specificity 95 %": ("specificity", 0.95),
 }
-_LARGE = 5000  # samples: above it fewer resamples give as good an interval
+_WORK = 1e8  # samples x classes x resamples: some ten seconds
+_FEWEST = 50  # resamples that make an interval
+_COLUMNS = 50  # classes with a column of probabilities each in predictions.csv
 
 
 @dataclass
@@ -91,7 +93,7 @@ def _classification(
         return found
     scores = _scores(logits)
     columns = [1] if k == 2 else list(range(k))
-    samples = 1000 if n <= _LARGE else 200
+    samples = _resamples(n * k, 300)
     for c in columns:
         positive = labels == c
         if not positive.any() or positive.all():
@@ -103,14 +105,14 @@ def _classification(
         ) -> float:
             return average_precision(p[i], s[i])
 
-        found.average_precision[classes[c]] = bootstrap(precision, labels, samples=min(samples, 300))
+        found.average_precision[classes[c]] = bootstrap(precision, labels, samples=samples)
     if k > 2 and len(found.auc) > 1:
         present = [c for c in columns if classes[c] in found.auc]
 
         def mean(i: NDArray[np.int64]) -> float:
             return float(np.mean([delong(labels[i] == c, scores[i, c]).value for c in present]))
 
-        found.auc["mean"] = bootstrap(mean, labels, samples=min(samples, 200))
+        found.auc["mean"] = bootstrap(mean, labels, samples=_resamples(n * k, 200))
     if val is not None and len(val.labels) and np.isfinite(val.logits).all():
         if n:
             found.calibration = calibrate(val.logits, val.labels, (logits, labels))
@@ -184,21 +186,33 @@ def _mean_over_images(values: NDArray[np.float64]) -> Interval:
         sums = np.where(present, drawn, 0.0).sum(0)
         return float((sums[counts > 0] / counts[counts > 0]).mean())
 
-    return bootstrap(mean, np.zeros(len(values), np.int64), samples=1000 if len(values) <= _LARGE else 200)
+    return bootstrap(mean, np.zeros(len(values), np.int64), samples=_resamples(values.size, 1000))
+
+
+def _resamples(work: int, most: int) -> int:
+    """How many resamples of so much work; none, and so no interval, where only few could be had."""
+    samples = min(most, int(_WORK / max(work, 1)))
+    return samples if samples >= _FEWEST else 0
 
 
 def predictions_csv(classes: Sequence[str], splits: Mapping[str, Outputs], temperature: float | None) -> str:
-    """Every sample: split, id, true and predicted class, probabilities, and calibrated ones where there are some."""
+    """Every sample: split, id, true and predicted class, probabilities, and calibrated ones where there are some.
+
+    With many classes only the probabilities of the predicted and the true one.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    head = ["split", "id", "label", "predicted", *(f"p({name})" for name in classes)]
-    writer.writerow(head + ([f"calibrated p({name})" for name in classes] if temperature else []))
+    names = [f"p({name})" for name in classes] if len(classes) <= _COLUMNS else ["p(predicted)", "p(label)"]
+    calibrated = [f"calibrated {name}" for name in names] if temperature else []
+    writer.writerow(["split", "id", "label", "predicted", *names, *calibrated])
     for name, outputs in splits.items():
         if not isinstance(outputs, ClassOutputs):
             continue
         p = softmax(outputs.logits)
         q = softmax(outputs.logits, temperature) if temperature else p[:, :0]
         for i, label in enumerate(outputs.labels):
-            figures = [f"{value:.6g}" for value in (*p[i], *q[i])]
-            writer.writerow([name, i, classes[label], classes[int(p[i].argmax())], *figures])
+            predicted = int(p[i].argmax())
+            shown: Sequence[int] | slice = slice(None) if len(classes) <= _COLUMNS else [predicted, int(label)]
+            values = [*p[i, shown], *(q[i, shown] if temperature else ())]
+            writer.writerow([name, i, classes[label], classes[predicted], *(f"{value:.6g}" for value in values)])
     return out.getvalue()

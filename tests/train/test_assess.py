@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 
 import numpy as np
 import pytest
@@ -92,6 +93,19 @@ def test_predictions_hold_every_sample():
     assert sum(float(rows[2][f"p({n})"]) for n in "abc") == pytest.approx(1)
     assert sum(float(rows[2][f"calibrated p({n})"]) for n in "abc") == pytest.approx(1)
     assert rows[0]["label"] == "abc"[test.labels[0]]
+
+
+def test_many_classes_and_samples_cost_little(monkeypatch):
+    monkeypatch.setattr("medmpi.train.assess._WORK", 1e4)
+    test = outputs(300, 60)
+    classes = [f"class {c}" for c in range(60)]
+    found = assess(classes, test, None)
+    assert math.isfinite(found.auc["mean"].value)
+    assert math.isnan(found.auc["mean"].low)
+    assert math.isfinite(found.auc["class 1"].low)
+    head, first = predictions_csv(classes, {"test": test}, 2.0).splitlines()[:2]
+    assert head.endswith("predicted,p(predicted),p(label),calibrated p(predicted),calibrated p(label)")
+    assert first.count(",") == head.count(",")
 
 
 def test_a_classifier_s_folder(tmp_path, capsys):
