@@ -14,6 +14,7 @@ from .layers_pointwise import Add, Concat, Dropout, ReLU
 from .layers_pool import AdaptiveAvgPool2d, AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .layers_resize import Pad2d, Upsample
 from .losses import CrossEntropy, DiceCrossEntropy, Loss
+from .noise import GradientNoise
 from .optim import SGD, Adam, AdamW, Optimizer, clip_gradients, gradient_norm
 from .parameters import Parameters
 from .pretrained import Loaded, head_of, load_pretrained
@@ -39,6 +40,7 @@ __all__ = [
     "Flatten",
     "FoldedConv2d",
     "GlobalAvgPool2d",
+    "GradientNoise",
     "Graph",
     "Initializer",
     "Layer",

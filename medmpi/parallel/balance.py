@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .world import World
 
-_WINDOW = 6  # steps that are measured before the ranks compare
+_WINDOW = 6  # updates that are measured before the ranks compare
 _SKIPPED = 2  # first steps of a window: new shapes meet cold caches and pools
 _LEAST_GAIN = 0.08  # of the step time; smaller ones are noise, and a change drops the batches that are loaded ahead
 _MOST = 4.0  # times the even share: memory was planned for that
@@ -51,7 +51,7 @@ class Balance:
     """Who computes which part of a batch; on request, after the ranks' speed.
 
     Parts are contiguous, in rank order, complete and disjoint. ``observe`` takes each step's samples and computing
-    seconds of this rank; ``adjust``, called by all ranks after each step, moves the shares when that pays.
+    seconds of this rank; ``adjust``, called by all ranks after each update, moves the shares when that pays.
     """
 
     def __init__(self, world: World, batch_size: int, *, unit: int = 1, active: bool = True) -> None:
@@ -61,6 +61,7 @@ class Balance:
         self._speed: NDArray[np.float64] | None = None
         self._seen: list[float] = []
         self._skip = _SKIPPED
+        self._updates = 0
 
     def shares(self, n: int) -> Shares:
         """How many of ``n`` samples each rank computes."""
@@ -79,9 +80,10 @@ class Balance:
         elif samples:
             self._seen.append(seconds / samples)
 
-    def adjust(self, step: int) -> Change | None:
-        """After each step, on all ranks with the same ``step``: new shares if they pay, else None. Collective."""
-        if not self.active or step % (_WINDOW + _SKIPPED):
+    def adjust(self) -> Change | None:
+        """After each update, on all ranks: new shares if they pay, else None. Collective."""
+        self._updates += 1
+        if not self.active or self._updates % (_WINDOW + _SKIPPED):
             return None
         mine = float(np.median(self._seen)) if self._seen else 0.0
         self._seen.clear()

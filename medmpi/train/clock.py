@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
 
 _UNEVEN, _STARVED = 1.3, 0.2
+_SHORTEST = 0.5  # seconds of an epoch that are worth a word
 
 
 class Clock:
@@ -100,7 +101,7 @@ def _traced(method: Callable[..., Any], name: str, timeline: Timeline) -> Callab
 def bottleneck(accounts: list[Account], hosts: list[str], *, balanced: bool) -> str | None:
     """One line about what holds the ranks up most in an epoch and what to do about it; None where all is well."""
     average = mean(accounts)
-    if average.total <= 0:
+    if average.total < _SHORTEST:
         return None
     if average.io > _STARVED * average.total:
         return (

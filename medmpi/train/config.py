@@ -149,6 +149,12 @@ def check(options: Options) -> None:
             raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")
     if options.freeze not in ("none", "") and options.stages > 1:
         raise ConfigError(f"--freeze with --stages {options.stages} is not available yet, expected --stages 1")
+    if options.stages > 1 and "noise" in (options.schedule, options.grow_batch):
+        raise ConfigError("the gradients' noise is measured on whole models only, expected --stages 1")
+    if options.grow_batch != "none" and options.max_accumulate < 2 * options.accumulate:
+        raise ConfigError(
+            f"--max-accumulate is {options.max_accumulate}, expected at least twice --accumulate {options.accumulate}"
+        )
     if options.schedule == "step" and not options.milestones:
         raise ConfigError("--schedule step needs --milestones, for example --milestones 60,80")
     if list(options.milestones) != sorted(set(options.milestones)):

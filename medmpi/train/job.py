@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medmpi import kernels as K
 from medmpi import models, nn, parallel
 from medmpi.data import Augment, Batch, DataError, Dataset, Task, Transform, class_counts, open_dataset
+from medmpi.train.adapt import Adaptation
 from medmpi.train.config import parse_augment
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
 from medmpi.train.initial import freeze, layer_rates
@@ -48,6 +49,7 @@ class Job:
     parameters: nn.Parameters
     optimizer: nn.optim.Optimizer
     rate: Rate
+    adapt: Adaptation
     criterion: nn.Loss
     buckets: GradientBuckets | ExactSums
     statistics: RankStatistics | None
@@ -144,7 +146,9 @@ def build_job(options: Options, world: World) -> Job:
     exact = nn.ExactGradients(parameters, unit) if options.reproducible else None
     several = grid.data.size > 1 or pipeline.micro_batches > 1
     joint = options.sync_batchnorm and (several or options.reproducible)
-    base_lr = options.lr or DEFAULT_LR[options.optimizer]
+    given_lr = options.lr or DEFAULT_LR[options.optimizer]
+    reference = options.scale_lr_from
+    base_lr = given_lr * options.batch_size * options.accumulate / reference if reference else given_lr
     together(world, lambda: slow_down(graph, world))
     return Job(
         options=options,
@@ -157,7 +161,8 @@ def build_job(options: Options, world: World) -> Job:
         pipeline=pipeline,
         parameters=parameters,
         optimizer=together(world, lambda: _optimizer(options, model, parameters, base_lr)),
-        rate=Rate(options, base_lr, -(-train // options.batch_size)),
+        rate=Rate(options, base_lr, -(-train // options.batch_size), given_lr if reference else 0.0),
+        adapt=Adaptation(options, parameters.value.size),
         criterion=criterion,
         buckets=parallel.ExactSums(exact, grid.data) if exact else parallel.GradientBuckets(parameters, grid.data),
         statistics=parallel.RankStatistics(grid.data) if joint else None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MODELS = ("resnet18", "resnet34", "resnet50", "alexnet", "mini_xception", "inception_v1", "unet", "valid_cnn")
-SCHEDULES = ("constant", "step", "cosine", "plateau", "inverse_time", "inverse_time_compound")
+SCHEDULES = ("constant", "step", "cosine", "plateau", "inverse_time", "inverse_time_compound", "noise")
 
 
 def _option(default: Any, group: str, help: str, **limits: Any) -> Any:
@@ -115,6 +115,28 @@ class Options:
     patience: int = _option(3, "optimisation", "epochs without progress before 'plateau' reduces the rate", low=0)
     warmup_epochs: float | None = _option(
         None, "optimisation", "epochs of linear warm-up (default 1, at most a fifth of all)", low=0.0
+    )
+    accumulate: int = _option(
+        1,
+        "optimisation",
+        "batches whose gradients make an update, which so has more images than memory",
+        low=1,
+    )
+    grow_batch: str = _option(
+        "none",
+        "optimisation",
+        "double 'accumulate' when the gradients' noise scale passes twice an update's images (noise) or after "
+        "'patience' epochs without progress (plateau), instead of reducing the rate",
+        choices=("none", "noise", "plateau"),
+    )
+    max_accumulate: int = _option(16, "optimisation", "where 'grow-batch' ends", low=1)
+    scale_lr_from: int | None = _option(
+        None,
+        "optimisation",
+        "the rate is meant for updates of so many images: scale it linearly to those of this run, and begin warm-up "
+        "at the unscaled rate",
+        low=1,
+        metavar="IMAGES",
     )
     clip_norm: float | None = _option(None, "optimisation", "limit of the gradient's global norm", above=0.0)
     early_stopping: int = _option(0, "optimisation", "stop after this many epochs without progress; 0 never", low=0)

@@ -11,7 +11,7 @@ from medmpi.train.options import Options
 class Rate:
     """Linear warm-up, then the schedule: a function of the place within the run (and of what 'plateau' observed)."""
 
-    def __init__(self, options: Options, base: float, steps_per_epoch: int) -> None:
+    def __init__(self, options: Options, base: float, steps_per_epoch: int, start: float = 0.0) -> None:
         self._steps = n = steps_per_epoch
         warm = min(1.0, options.epochs / 5) if options.warmup_epochs is None else options.warmup_epochs
         self._warm = round(warm * n)
@@ -20,7 +20,7 @@ class Rate:
         self._by_epoch = options.schedule.startswith("inverse_time")
         after: schedule.Schedule
         match options.schedule:
-            case "constant":
+            case "constant" | "noise":
                 after = schedule.constant(base)
             case "step":
                 after = schedule.milestones(base, [m * n for m in options.milestones], options.gamma)
@@ -32,16 +32,20 @@ class Rate:
                 after = schedule.inverse_time(base, options.decay)
             case _:
                 after = schedule.inverse_time_compound(base, options.decay)
-        self._base, self._after = base, after
+        self._base, self._after, self._start = base, after, start
 
     def __call__(self, epoch: int, step_in_epoch: int) -> float:
-        """The rate of a step (both count from 0). Warm-up reaches the full rate with its last step."""
+        """The rate of a step (both count from 0). Warm-up leads from ``start`` to the full rate."""
         step = epoch * self._steps + step_in_epoch
         if step < self._warm:
-            return self._base * (step + 1) / (self._warm + 1)
+            return self._start + (self._base - self._start) * (step + 1) / (self._warm + 1)
         if self._by_epoch:
             return self._after(step // self._steps)
         return self._after(step - self._shift)
+
+    def warm(self, epoch: int, step_in_epoch: int) -> bool:
+        """Whether warm-up is over."""
+        return epoch * self._steps + step_in_epoch >= self._warm
 
     def observe(self, loss: float) -> None:
         """The validation loss of an epoch."""

@@ -131,7 +131,7 @@ def _tell_resumed(resumed: Resumed, job: Job, hooks: Hooks) -> None:
     p = resumed.position
     for note in resumed.notes:
         hooks.warn(note)
-    lr = job.rate(p.epoch, p.step_in_epoch)
+    lr = job.rate(p.epoch, p.step_in_epoch) * job.adapt.gain()
     where = f"epoch {p.epoch + 1} after {p.step_in_epoch} of {job.steps_per_epoch} steps"
     if p.epoch >= job.options.epochs:
         where = f"the end of epoch {p.epoch}, nothing left to train"

@@ -63,6 +63,7 @@ class Saver:
             if grid.replica == 0 and grid.tile == 0:
                 mine |= {_WEIGHTS + name: value for name, value in files.state_dict(job.graph).items()}
                 mine |= {f"optimizer/{name}": value.copy() for name, value in job.optimizer.state_dict().items()}
+                mine |= {f"adapt/{name}": value.copy() for name, value in job.adapt.arrays().items()}
             found = gather_arrays(world, mine, "collect the checkpoint")
         if found is not None:
             whole = {name: value for part in found for name, value in part.items()}
@@ -81,7 +82,7 @@ class Saver:
             "micro_batches": job.pipeline.micro_batches,
             "model": job.signature(),
         }
-        metadata = pack(position, sums, job.rate.state_dict(), run)
+        metadata = pack(position, sums, {"rate": job.rate.state_dict(), "adapt": job.adapt.state_dict()}, run)
         metadata |= {
             "medmpi.version": __version__,
             "epoch": str(position.epoch),
@@ -132,7 +133,7 @@ class Saver:
         state = hand_out(
             world,
             kept[0].state if kept else None,
-            lambda name: name.startswith((own, "optimizer/")),
+            lambda name: name.startswith((own, "optimizer/", "adapt/")),
             "hand out the checkpoint",
         )
         kept.clear()
@@ -144,7 +145,8 @@ class Saver:
                     raise ValueError(f"it holds {run['model']}, this run has {job.signature()}")
                 files.load_state_dict(job.graph, weights)
                 job.optimizer.load_state_dict(_under("optimizer/", state))
-                job.rate.load_state_dict(schedule)
+                job.rate.load_state_dict(schedule["rate"])
+                job.adapt.load_state_dict(schedule["adapt"], _under("adapt/", state))
             except (KeyError, ValueError, files.CheckpointError) as error:
                 raise Failure(f"cannot resume from {self._files.weights_path(step)}: {error}") from None
             return position, stored, run

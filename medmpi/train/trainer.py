@@ -16,6 +16,7 @@ from medmpi.data import Batch, epoch_order, global_batches
 from medmpi.parallel import Account
 from medmpi.parallel.timing import imbalance
 from medmpi.train import step
+from medmpi.train.adapt import Place
 from medmpi.train.clock import Clock, bottleneck
 from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested
@@ -51,6 +52,7 @@ class Trainer:
     def __init__(self, job: Job, world: World, saver: Saver, hooks: Hooks) -> None:
         self.job, self.world, self.saver, self.hooks = job, world, saver, hooks
         self.position, self.sums = Position(), Sums()
+        self._tallies: list[tuple[int, step.Tally]] = []  # of the batches of the update that is under way
         self._guard = NonFiniteGuard(world, job.grid.replica, job.parameters, hooks.warn)
         self._buffers = Buffers(job.graph)
         # of a step's activations and gradients; between stages the moments at which arrays die depend on messages
@@ -76,40 +78,57 @@ class Trainer:
         batches = global_batches(order, options.batch_size)
         self.hooks.progress.begin(p.epoch + 1, options.epochs, len(batches), p.step_in_epoch)
         transform = self.job.transform(p.epoch)
+        since_checkpoint, began = 0, p.step_in_epoch
+        sizes = [len(ids) for ids in batches]
+        last = int(min(len(batches), p.step_in_epoch + limit - p.step))
         while p.step_in_epoch < len(batches) and p.step < limit:  # again whenever the ranks' shares have changed
             parts = [self.job.balance.part(ids) for ids in batches[p.step_in_epoch :]]
             with feed(self.job, split, [ids for _, ids in parts], transform) as loader:
                 batch_of = iter(loader)
                 for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
                     self.world.place = f"epoch {p.epoch + 1}, step {p.step + 1}"
-                    self._poll()
+                    place = self.job.adapt.place(sizes, p.step_in_epoch, began, last)
+                    if place.begins:  # within an update there is nothing that could be saved
+                        self._poll()
                     with self.clock("load a batch", "io"):
                         batch = next(batch_of)
-                    loss, lr = self._step(batch, ids, first)
+                    loss, lr = self._step(batch, ids, first, place)
                     p.step += 1
                     p.step_in_epoch += 1
                     self._account(len(batch.ids))
                     self.hooks.progress.step(loss, lr, len(ids))
-                    every = options.checkpoint_every
-                    if every and p.step % every == 0 and p.step_in_epoch < len(batches):
-                        self._save(None, best=False)
                     self._record()
+                    if not place.ends:
+                        continue
+                    since_checkpoint += place.images
+                    if 0 < options.checkpoint_every * options.batch_size <= since_checkpoint and p.step_in_epoch < last:
+                        self._save(None, best=False)
+                        since_checkpoint = 0
                     if self._rebalance() or p.step >= limit:
                         break
         self.hooks.progress.end()
 
-    def _step(self, batch: Batch, ids: NDArray[np.int64], first: int) -> tuple[float, float]:
-        """One update from the global batch `ids`, of which `batch` is this rank's part. Returns loss and rate."""
+    def _step(self, batch: Batch, ids: NDArray[np.int64], first: int, place: Place) -> tuple[float, float]:
+        """The gradients of the global batch `ids`, of which `batch` is this rank's part; at the end of its update's
+        batches the update. Returns loss and rate.
+        """
         job, p = self.job, self.position
-        lr = job.rate(p.epoch, p.step_in_epoch)
+        lr = job.rate(p.epoch, p.step_in_epoch) * job.adapt.gain()
         context = nn.Context(
             train=True, seed=job.options.seed, step=p.step, first_sample=first, statistics=job.statistics
         )
-        divisors = job.divisors(batch, ids)
-        self._buffers.keep()
-        job.parameters.zero_grad()
+        part = len(ids) / place.images
+        divisors = job.divisors(batch, ids) / part
+        if place.begins:
+            self._buffers.keep()
+            job.parameters.zero_grad()
         with self._arena, self.clock("forward and backward"):
-            tally = step.run(job, batch, context, divisors, job.buckets.done)
+            tally = step.run(job, batch, context, divisors, job.buckets.done if place.ends else lambda node: None)
+        tally.loss /= part
+        self._tallies.append((len(ids), tally))
+        if not place.ends:
+            return tally.loss * len(ids) / max(len(batch.ids), 1), lr
+        tallies, self._tallies = self._tallies, []
         job.buckets.finish()
         norm, loss = step.norm_and_loss(job, tally.loss)
         if not math.isfinite(norm):
@@ -119,17 +138,18 @@ class Trainer:
             self.hooks.event("not_finite", step=p.step + 1, loss=loss)
             return math.nan, lr
         self._guard.good()
+        job.adapt.updated(job.parameters.grad, warm=job.rate.warm(p.epoch, p.step_in_epoch))
         if job.options.clip_norm is not None:
             nn.clip_gradients(job.parameters, job.options.clip_norm, norm=norm)
         job.optimizer.lr = lr
         with self.clock("optimizer"):
             job.optimizer.step()
-        n = len(ids)
-        self.sums.loss += tally.loss * n
-        self.sums.images += tally.images
-        self.sums.correct += tally.correct
-        self.sums.predictions += tally.predictions
-        return loss * n / max(len(batch.ids), 1), lr
+        for n, counted in tallies:
+            self.sums.loss += counted.loss * n
+            self.sums.images += counted.images
+            self.sums.correct += counted.correct
+            self.sums.predictions += counted.predictions
+        return loss * len(ids) / max(len(batch.ids), 1), lr
 
     def _again(self, batch: Batch, context: nn.Context, divisors: NDArray[np.float64]) -> float:
         """The replica's own loss and gradient, apart from the others: to tell whose data spoilt a step."""
@@ -141,7 +161,7 @@ class Trainer:
 
     def _rebalance(self) -> bool:
         """Whether the ranks' shares have changed; the loader's batches are the old ones then."""
-        change = self.job.balance.adjust(self.position.step)
+        change = self.job.balance.adjust()
         if change is None:
             return False
         slowest = int(change.per_sample.argmax())
@@ -176,7 +196,7 @@ class Trainer:
         """Validation, the row of metrics, best, early stopping, schedule, checkpoint."""
         options, p = self.job.options, self.position
         whole = p.step_in_epoch == self.job.steps_per_epoch
-        lr = self.job.rate(p.epoch, p.step_in_epoch - 1)
+        lr = self.job.rate(p.epoch, p.step_in_epoch - 1) * self.job.adapt.gain()
         self.world.place = f"the end of epoch {p.epoch + 1}, step {p.step}"
         with self.clock("validation"):
             scores = self.validate()
@@ -192,6 +212,8 @@ class Trainer:
         if whole:
             p.stale = 0 if better else p.stale + 1
             self.job.rate.observe(loss)
+            if (change := self.job.adapt.observe(loss)) is not None:
+                self.hooks.say(change)
             p.epoch, p.step_in_epoch, self.sums = p.epoch + 1, 0, Sums()
             p.stopped_early = 0 < options.early_stopping <= p.stale
         p.seconds += row["time_s"]
@@ -239,6 +261,8 @@ class Trainer:
             "r_alloc": account.r_alloc,
             "r_alloc_literal": account.r_alloc_as_printed,
             "imbalance": imbalance(accounts),
+            "update_images": self.job.adapt.batch,
+            "noise_scale": self.job.adapt.noise_scale,
         }
         if scores is not None:
             for name in ("loss", "accuracy", "precision", "recall", "f1", "auc", "iou"):
