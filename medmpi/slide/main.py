@@ -17,6 +17,9 @@ COMMANDS = {
     "task": "one array task (what the scripts of submit call)",
     "status": "what is done, failed, open and skipped",
     "stitch": "heatmaps, overlays, GeoJSON and a viewer from finished runs",
+    "detect": "detections (score, x, y) from heatmaps",
+    "classify": "slide-level scores from heatmaps by a random forest, AUC by stride",
+    "froc": "lesion-level FROC by CAMELYON16's rules",
 }
 
 

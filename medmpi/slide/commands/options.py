@@ -104,3 +104,23 @@ def store_paths(given: list[str]) -> tuple[list[Path], dict[str, str]]:
     if not found:
         raise DataError(", ".join(given), "there are no stores", "run 'medmpi slide prepare' first")
     return found, skipped
+
+
+def heatmap_paths(given: list[str]) -> dict[str, Path]:
+    """Slide's name -> heatmap, of files and folders (a run's too); DataError where there are none, or a name twice."""
+    found: dict[str, Path] = {}
+    for text in given:
+        path = Path(text)
+        if path.is_dir():
+            folder = path / "heatmaps" if (path / "heatmaps").is_dir() else path
+            files = sorted(p for p in folder.glob("*.heatmap.h5") if not p.name.startswith("."))
+        else:
+            files = [path]
+        for file in files:
+            name = file.name.removesuffix(".h5").removesuffix(".heatmap")
+            if name in found:
+                raise DataError(file, f"is of the same slide as {found[name]}", "name one of them")
+            found[name] = file
+    if not found:
+        raise DataError(", ".join(given), "there are no heatmaps", "run 'medmpi slide stitch' first")
+    return found
