@@ -29,6 +29,7 @@ from medmpi.nn import checkpoint
 from medmpi.train import metrics
 from medmpi.train.config import parse
 from medmpi.train.job import Job, build_job
+from medmpi.train.log import finite
 from medmpi.train.state import Position
 
 from .machine import describe
@@ -61,7 +62,7 @@ def main() -> int:
         if known.result is not None:
             line["machine"] = describe()
             with known.result.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(finite(line)) + "\n")
     for name in sorted(found):
         print(f"mean {name} {statistics.mean(found[name]):.4f}")
     return 0
