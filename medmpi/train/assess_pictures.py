@@ -30,16 +30,19 @@ _COLOURS = (
 )
 Corner: TypeAlias = Literal["lower right", "lower left", "upper left"]
 _CURVES = 10  # classes with a curve; more could not be told apart
+_INSIDE = 4  # curves whose legend has room among them
 _RESAMPLES = 200
 
 
 def curves(classes: Sequence[str], outputs: ClassOutputs, found: Assessment) -> str:
     """ROC with a band (two classes: pointwise 95 %, bootstrap), precision-recall, operating points, reliability."""
     with_calibration = found.calibration is not None
-    figure = Figure(figsize=(11 if with_calibration else 7.6, 3.9), layout="constrained")
+    columns = [c for c, name in enumerate(classes) if name in found.auc][:_CURVES]
+    many = len(columns) > _INSIDE  # their legends would hide the curves
+    height = 3.9 + (0.19 * len(columns) if many else 0)
+    figure = Figure(figsize=(11 if with_calibration else 7.6, height), layout="constrained")
     axes = figure.subplots(1, 3 if with_calibration else 2)
     labels, p = outputs.labels, softmax(outputs.logits)
-    columns = [c for c, name in enumerate(classes) if name in found.auc][:_CURVES]
     for i, c in enumerate(columns):
         colour, positive = _COLOURS[i % len(_COLOURS)], labels == c
         score = outputs.logits[:, 1] - outputs.logits[:, 0] if len(classes) == 2 else p[:, c]
@@ -60,6 +63,9 @@ def curves(classes: Sequence[str], outputs: ClassOutputs, found: Assessment) -> 
     _mark(axes[0], found.points)
     _square(axes[0], "ROC, area with 95 % interval", "1 - specificity", "sensitivity", "lower right")
     _square(axes[1], "precision-recall, average precision", "recall (sensitivity)", "precision (PPV)", "lower left")
+    if many:
+        for axis in axes[:2]:
+            axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
     if found.calibration is not None:
         _reliability(axes[2], outputs, found.calibration)
     return svg(figure, "curves of the test split")
