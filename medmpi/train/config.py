@@ -151,6 +151,15 @@ def check(options: Options) -> None:
         raise ConfigError(f"--freeze with --stages {options.stages} is not available yet, expected --stages 1")
     if options.stages > 1 and "noise" in (options.schedule, options.grow_batch):
         raise ConfigError("the gradients' noise is measured on whole models only, expected --stages 1")
+    if options.average_every:
+        clashes = (
+            ("--reproducible", options.reproducible), ("--balance", options.balance), ("--stages", options.stages > 1),
+            ("--tiles", options.tiles > 1), ("--schedule noise", options.schedule == "noise"),
+            ("--grow-batch noise", options.grow_batch == "noise"),
+        )  # fmt: skip
+        for name, given in clashes:
+            if given:
+                raise ConfigError(f"{name} does not go with --average-every: gradients are not summed over ranks then")
     if options.grow_batch != "none" and options.max_accumulate < 2 * options.accumulate:
         raise ConfigError(
             f"--max-accumulate is {options.max_accumulate}, expected at least twice --accumulate {options.accumulate}"

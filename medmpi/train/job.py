@@ -17,6 +17,7 @@ from medmpi.train.adapt import Adaptation
 from medmpi.train.config import parse_augment
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
 from medmpi.train.initial import freeze, layer_rates
+from medmpi.train.local import LocalUpdates
 from medmpi.train.options import Options
 from medmpi.train.rate import Rate
 from medmpi.train.slow import slow_down
@@ -50,6 +51,7 @@ class Job:
     optimizer: nn.optim.Optimizer
     rate: Rate
     adapt: Adaptation
+    local: LocalUpdates
     criterion: nn.Loss
     buckets: GradientBuckets | ExactSums
     statistics: RankStatistics | None
@@ -145,10 +147,11 @@ def build_job(options: Options, world: World) -> Job:
         criterion = nn.DiceCrossEntropy(weight, smooth=_SMOOTH, gamma=gamma, rows=rows)
     exact = nn.ExactGradients(parameters, unit) if options.reproducible else None
     several = grid.data.size > 1 or pipeline.micro_batches > 1
-    joint = options.sync_batchnorm and (several or options.reproducible)
+    joint = options.sync_batchnorm and not options.average_every and (several or options.reproducible)
     given_lr = options.lr or DEFAULT_LR[options.optimizer]
     reference = options.scale_lr_from
     base_lr = given_lr * options.batch_size * options.accumulate / reference if reference else given_lr
+    optimizer = together(world, lambda: _optimizer(options, model, parameters, base_lr))
     together(world, lambda: slow_down(graph, world))
     return Job(
         options=options,
@@ -160,9 +163,10 @@ def build_job(options: Options, world: World) -> Job:
         graph=graph,
         pipeline=pipeline,
         parameters=parameters,
-        optimizer=together(world, lambda: _optimizer(options, model, parameters, base_lr)),
+        optimizer=optimizer,
         rate=Rate(options, base_lr, -(-train // options.batch_size), given_lr if reference else 0.0),
         adapt=Adaptation(options, parameters.value.size),
+        local=LocalUpdates(world, parameters, optimizer, options.average_every),
         criterion=criterion,
         buckets=parallel.ExactSums(exact, grid.data) if exact else parallel.GradientBuckets(parameters, grid.data),
         statistics=parallel.RankStatistics(grid.data) if joint else None,

@@ -171,6 +171,13 @@ class Options:
         "over several micro-batches need anyway)",
         choices=("1f1b", "gpipe"),
     )
+    average_every: int = _option(
+        0,
+        "parallel",
+        "ranks train alone and average their weights after so many updates, with batch statistics of their own "
+        "(local SGD); 0: gradients are summed at every update",
+        low=0,
+    )
     balance: bool = _option(
         False, "parallel", "let the ranks' shares of a batch follow their measured speed; the batches stay the same"
     )

@@ -88,7 +88,8 @@ class Trainer:
                 for ids, (first, _) in zip(batches[p.step_in_epoch :], parts, strict=True):
                     self.world.place = f"epoch {p.epoch + 1}, step {p.step + 1}"
                     place = self.job.adapt.place(sizes, p.step_in_epoch, began, last)
-                    if place.begins:  # within an update there is nothing that could be saved
+                    # within an update, or while ranks have weights of their own, there is nothing that could be saved
+                    if place.begins and self.job.local.meeting:
                         self._poll()
                     with self.clock("load a batch", "io"):
                         batch = next(batch_of)
@@ -101,7 +102,9 @@ class Trainer:
                     if not place.ends:
                         continue
                     since_checkpoint += place.images
-                    if 0 < options.checkpoint_every * options.batch_size <= since_checkpoint and p.step_in_epoch < last:
+                    due = 0 < options.checkpoint_every * options.batch_size <= since_checkpoint
+                    self.job.local.average(now=due or p.step_in_epoch == last)
+                    if due and p.step_in_epoch < last:
                         self._save(None, best=False)
                         since_checkpoint = 0
                     if self._rebalance() or p.step >= limit:
@@ -118,27 +121,36 @@ class Trainer:
             train=True, seed=job.options.seed, step=p.step, first_sample=first, statistics=job.statistics
         )
         part = len(ids) / place.images
-        divisors = job.divisors(batch, ids) / part
+        alone = job.local.active
+        divisors = (job.local.divisors(job.criterion, batch) if alone else job.divisors(batch, ids)) / part
         if place.begins:
             self._buffers.keep()
             job.parameters.zero_grad()
         with self._arena, self.clock("forward and backward"):
-            tally = step.run(job, batch, context, divisors, job.buckets.done if place.ends else lambda node: None)
-        tally.loss /= part
+            done = job.buckets.done if place.ends and not alone else lambda node: None
+            # statistics of no images at all exist only where other ranks have some
+            tally = step.run(job, batch, context, divisors, done) if len(batch.ids) or not alone else step.Tally()
+        tally.loss *= len(batch.ids) / len(ids) / part if alone else 1 / part
         self._tallies.append((len(ids), tally))
         if not place.ends:
             return tally.loss * len(ids) / max(len(batch.ids), 1), lr
         tallies, self._tallies = self._tallies, []
-        job.buckets.finish()
+        if not alone:
+            job.buckets.finish()
         norm, loss = step.norm_and_loss(job, tally.loss)
-        if not math.isfinite(norm):
+        if alone:
+            if not job.local.update(norm, len(batch.ids)):
+                self._buffers.restore()
+                return math.nan, lr
+        elif not math.isfinite(norm):
             self._buffers.restore()
             self._guard.bad(p.step + 1, batch.ids.tolist(), batch.images, lambda: self._again(batch, context, divisors))
             self._buffers.restore()
             self.hooks.event("not_finite", step=p.step + 1, loss=loss)
             return math.nan, lr
-        self._guard.good()
-        job.adapt.updated(job.parameters.grad, warm=job.rate.warm(p.epoch, p.step_in_epoch))
+        else:
+            self._guard.good()
+            job.adapt.updated(job.parameters.grad, warm=job.rate.warm(p.epoch, p.step_in_epoch))
         if job.options.clip_norm is not None:
             nn.clip_gradients(job.parameters, job.options.clip_norm, norm=norm)
         job.optimizer.lr = lr
