@@ -12,17 +12,26 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from medmpi.data import DataError
+from medmpi.slide.reader_tiff import TiffReader
 
 _EXCLUDED = ("_2", "exclusion", "exclude", "negative", "normal", "non-tumor", "non-tumour")
 _LARGEST_XML = 256 << 20
 Polygon = NDArray[np.float64]
+
+
+class Truth(Protocol):
+    """Where tumour is."""
+
+    def mask(
+        self, shape: tuple[int, int], downsample: float, origin: tuple[float, float] = (0, 0)
+    ) -> NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True)
@@ -134,6 +143,35 @@ def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
     return np.asarray(mask[np.ix_(rows, columns)])
 
 
+class MaskImage:
+    """A mask TIFF as large as the slide; values above 0 are tumour. As :class:`Annotation`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with TiffReader(path):
+            pass  # what cannot be read is told now
+
+    def mask(
+        self, shape: tuple[int, int], downsample: float, origin: tuple[float, float] = (0, 0)
+    ) -> NDArray[np.bool_]:
+        """bool (h, w) of the region from ``origin`` (y, x in level-0 pixels), by the pixel at each centre."""
+        with TiffReader(self._path) as file:
+            level = file.level_below(downsample)
+            factor = file.downsamples[level]
+            rows, columns = (
+                np.floor((start + (np.arange(n) + 0.5) * downsample) / factor).astype(np.int64)
+                for start, n in zip(origin, shape, strict=True)
+            )
+            h, w = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+            pixels = file.read(level, int(rows[0]), int(columns[0]), h, w, fill=0)
+        return np.asarray(pixels[np.ix_(rows - rows[0], columns - columns[0])][..., 0] > 0)
+
+
+def open_truth(path: Path) -> Truth:
+    """Polygons or a mask image by the file's suffix."""
+    return MaskImage(path) if path.suffix.lower() in (".tif", ".tiff") else read_annotation(path)
+
+
 def truth_mask(path: Path, shape: tuple[int, int], downsample: float) -> NDArray[np.bool_]:
     """The truth of a slide at 1/``downsample``, from polygons or a mask image."""
     if path.suffix.lower() in (".tif", ".tiff"):
@@ -141,15 +179,18 @@ def truth_mask(path: Path, shape: tuple[int, int], downsample: float) -> NDArray
     return read_annotation(path).mask(shape, downsample)
 
 
-def find_truth(folder: Path, names: Sequence[str]) -> Path | None:
-    """The annotation of a slide: a file of one of its names, by name and never by order. DataError where two fit."""
+def find_truth(folder: Path, names: Sequence[str], *, but: Path | None = None) -> Path | None:
+    """The annotation of a slide: a file of one of its names, by name and never by order. DataError where two fit.
+
+    ``but`` is the slide itself, where it lies in the same folder.
+    """
     found = []
     for name in names:
         for suffix in (".xml", ".json", ".geojson", ".tif", ".tiff"):
             for stem in (name, f"{name}_mask", f"{name}_Mask"):
                 if (folder / f"{stem}{suffix}").is_file():
                     found.append(folder / f"{stem}{suffix}")
-    unique = sorted(set(found))
+    unique = sorted(path for path in set(found) if but is None or not path.samefile(but))
     if len(unique) > 1:
         raise DataError(folder, f"has {', '.join(p.name for p in unique)} for one slide", "keep one of them")
     return unique[0] if unique else None
