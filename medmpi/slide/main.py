@@ -20,6 +20,8 @@ COMMANDS = {
     "detect": "detections (score, x, y) from heatmaps",
     "classify": "slide-level scores from heatmaps by a random forest, AUC by stride",
     "froc": "lesion-level FROC by CAMELYON16's rules",
+    "train-patches": "tumour and normal patches from annotations, for training",
+    "tune-groups": "the fastest group size on a file system, and the cost of a job",
 }
 
 
