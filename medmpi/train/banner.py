@@ -76,6 +76,7 @@ def expected_bytes(job: Job, local_batch: int) -> int:
     h, w, channels = job.image
     # weights, gradients, momentum; Adam has two moments
     fixed = job.parameters.value.nbytes * (2 + (2 if job.options.optimizer.startswith("adam") else 1))
+    fixed += job.parameters.fixed.nbytes  # of frozen layers, without gradients
     edges = [0, *job.cuts, len(job.model)]
     sizes = job.model.shapes((1, h, w, channels))[1:]
     per_image = 4 * sum(prod(shape) for shape in sizes[edges[job.grid.stage] : edges[job.grid.stage + 1]])

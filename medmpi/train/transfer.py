@@ -249,7 +249,7 @@ def verdict(column: Column) -> str:
     if column.gap >= SOME and column.gap - val >= SOME and val < SOME:
         return (
             f"{column.name}: {points} but validation only {100 * val:.1f}: the test split is of another kind than the "
-            "training data (other patients, devices), which validation does not show"
+            "training data (other patients or devices, or chance in a small split), which validation does not show"
         )
     if column.gap >= OVERFIT:
         return f"{column.name}: OVERFITS, {points}: more data, augmentation, or fewer trained layers would help"
