@@ -16,6 +16,7 @@ COMMANDS = {
     ),
     "infer": ("medmpi.cli.infer", "classify or segment files, folders, a watched folder, or what C-STORE brings"),
     "slide": ("medmpi.cli.slide", "whole slides: heatmaps, cluster jobs, stitching, FROC"),
+    "plan": ("medmpi.cli.plan", "predict and choose replicas, stages and micro-batches for N ranks"),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),

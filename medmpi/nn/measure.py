@@ -25,7 +25,7 @@ class NodeCost:
     backward: float
     parameter_bytes: int
     output_bytes: int
-    saved_bytes: int  # of arrays that backward keeps and no earlier node's result shares
+    saved_bytes: int  # of arrays that backward keeps beside inputs and result
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ def _measure(
             (y,), saved = alone.forward(*xs, context=Context())
             middle = time.perf_counter()
             output_bytes = y.nbytes
-            saved_bytes = _bytes(saved, xs)
+            saved_bytes = _bytes(saved, [*xs, y])
             alone.backward((y,), saved, input_gradients=list(needed))
             stop = time.perf_counter()
             forward, backward = min(forward, middle - start), min(backward, stop - middle)
@@ -100,11 +100,11 @@ def _arrays(value: Any) -> Iterator[np.ndarray[Any, Any]]:
             yield from _arrays(item)
 
 
-def _bytes(saved: Any, inputs: Sequence[Array]) -> int:
-    """Bytes of different arrays in ``saved`` that are none of the inputs."""
+def _bytes(saved: Any, others: Sequence[Array]) -> int:
+    """Bytes of different arrays in ``saved`` that are none of ``others``."""
     found: dict[int, int] = {}
     for array in _arrays(saved):
-        if not any(np.may_share_memory(array, x) for x in inputs):
+        if not any(np.may_share_memory(array, x) for x in others):
             address = array.__array_interface__["data"][0]
             found[address] = max(found.get(address, 0), array.nbytes)
     return sum(found.values())

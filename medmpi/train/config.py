@@ -140,6 +140,8 @@ def convert(name: str, value: Any, where: str) -> Any:
 
 def check(options: Options) -> None:
     """Refuses settings that do not fit together or that no code serves yet."""
+    if options.parallel == "auto" and (options.replicas or options.stages * options.tiles > 1 or options.cuts):
+        raise ConfigError("--parallel auto chooses --replicas, --stages and --cuts, expected none of them beside it")
     if options.tiles > 1 and options.reproducible:
         raise ConfigError("--reproducible sums by whole images and cannot be had with --tiles, expected one of the two")
     if options.tiles > 1 and not options.sync_batchnorm:

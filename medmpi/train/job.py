@@ -19,6 +19,7 @@ from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
 from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.local import LocalUpdates
 from medmpi.train.options import Options
+from medmpi.train.planning import planned
 from medmpi.train.rate import Rate
 from medmpi.train.slow import slow_down
 from medmpi.train.split import Tiling, choose_cuts, make_grid, make_pipeline
@@ -124,14 +125,16 @@ def build_job(options: Options, world: World) -> Job:
     dataset = together(world, lambda: open_data(options))
     options = settle(options, dataset.task, len(dataset.splits["train"]))
     world.reproducible = options.reproducible
+    model = together(world, lambda: network_of(options, dataset))
+    image = (*dataset.image_size, dataset.channels)
+    if options.parallel == "auto":
+        options = planned(options, model, image, world)
     grid = make_grid(options, world)
     _check_batch(options, grid)
     train = len(dataset.splits["train"])
     if grid.replicas > train:
         raise Failure(f"{grid.replicas} replicas for {train} training samples, expected at most one per sample", USAGE)
-    model = together(world, lambda: _network(options, dataset))
     unit = part_of(options.batch_size) if options.reproducible else 1
-    image = (*dataset.image_size, dataset.channels)
     cuts = choose_cuts(options, model, image, grid)
     tiling = together(world, lambda: Tiling(model, image, grid)) if grid.tiles > 1 else None
     graph, pipeline = make_pipeline(options, model, cuts, image, grid, unit, tiling)
@@ -262,7 +265,8 @@ def _augment(options: Options, dataset: Dataset) -> Augment | None:
         raise Failure(f"--augment {text}: {error}", USAGE) from error
 
 
-def _network(options: Options, dataset: Dataset) -> nn.Graph:
+def network_of(options: Options, dataset: Dataset) -> nn.Graph:
+    """The network that the settings ask for; Failure where it does not fit the data."""
     try:
         graph = models.build(
             options.model,

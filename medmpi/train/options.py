@@ -146,6 +146,12 @@ class Options:
     reproducible: bool = _option(
         False, "parallel", "same bits on any number of ranks: gradients are summed exactly, at about half the speed"
     )
+    parallel: str = _option(
+        "manual",
+        "parallel",
+        "auto measures layers and network and chooses replicas, stages and micro-batches (see 'medmpi plan')",
+        choices=("manual", "auto"),
+    )
     replicas: int | None = _option(None, "parallel", "data-parallel copies (default: all ranks)", low=1)
     stages: int = _option(1, "parallel", "parts of the network's layers, each on ranks of its own", low=1)
     cuts: str | None = _option(

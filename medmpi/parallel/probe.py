@@ -1,0 +1,65 @@
+"""How fast the ranks exchange messages and sums: latency and bandwidth, measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from .plan import Network
+from .world import World
+
+_SMALL, _LARGE, _ROUNDS = 8, 8 << 20, 5  # bytes, bytes, times
+
+
+def probe(world: World) -> Network:
+    """Times messages between ranks 0 and 1, sums of a few numbers and sums of gradients over all ranks. Collective.
+
+    With ranks on several nodes, messages between the first and the last node give what crosses nodes. Alone, a rank has
+    nothing to measure and gets the figures of a usual machine.
+    """
+    usual = Network(2e-6, 5e9, 5e-6, 5e9, 1)
+    if world.size == 1:
+        return usual
+    latency, bandwidth = _link(world, 0, 1)
+    far = (usual.far_latency, usual.far_bandwidth)
+    if world.nodes > 1:
+        far = _link(world, 0, world.node_ranks[-1][0])
+    tiny, gradients = np.zeros(8), world.allocate(_LARGE // 4)
+    meeting = _best(world, lambda: world.sum(tiny))
+    summed = _best(world, lambda: world.sum(gradients))
+    figures = (latency, bandwidth, meeting, _LARGE / max(summed - meeting, summed / 10), world.local_size, *far)
+    latency, bandwidth, meeting, sums, size, far_latency, far_bandwidth = world.broadcast(figures)
+    return Network(latency, bandwidth, meeting, sums, int(size), far_latency, far_bandwidth)
+
+
+def _best(world: World, action: Callable[[], object]) -> float:
+    """The shortest of a few calls, all ranks together; seconds."""
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        world.barrier("probe")
+        start = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def _link(world: World, a: int, b: int) -> tuple[float, float]:
+    """Latency and bandwidth of messages between two ranks, from there-and-back trips; the others wait."""
+    times = []
+    for size in (_SMALL, _LARGE):
+        data = np.zeros(size, np.uint8)
+        best = float("inf")
+        for _ in range(_ROUNDS):
+            world.barrier("probe")
+            start = time.perf_counter()
+            if world.rank == a:
+                world.wait_for([world.comm.Isend(data, b, 9)], b, "probe")
+                world.wait_for([world.comm.Irecv(data, b, 9)], b, "probe")
+            elif world.rank == b:
+                world.wait_for([world.comm.Irecv(data, a, 9)], a, "probe")
+                world.wait_for([world.comm.Isend(data, a, 9)], a, "probe")
+            best = min(best, (time.perf_counter() - start) / 2)
+        times.append(best)
+    return times[0], _LARGE / max(times[1] - times[0], times[1] / 10)
