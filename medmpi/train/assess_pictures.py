@@ -14,7 +14,7 @@ from medmpi.evaluation import Calibration, OperatingPoint, precision_recall_curv
 from medmpi.train.assess import Assessment
 from medmpi.train.evaluate import ClassOutputs
 from medmpi.train.explain import Explained
-from medmpi.train.pictures import GREY, plain, png, svg
+from medmpi.train.pictures import GREY, plain, png, short, svg
 
 _COLOURS = (
     "#2b6cb0",
@@ -48,14 +48,14 @@ def curves(classes: Sequence[str], outputs: ClassOutputs, found: Assessment) -> 
         score = outputs.logits[:, 1] - outputs.logits[:, 0] if len(classes) == 2 else p[:, c]
         fpr, tpr, _ = roc_curve(positive, score)
         area = found.auc[classes[c]]
-        name = f"{_short(classes[c])}: {area.value:.3f} ({area.low:.3f}–{area.high:.3f})"
+        name = f"{short(classes[c], 14)}: {area.value:.3f} ({area.low:.3f}–{area.high:.3f})"
         axes[0].plot(fpr, tpr, color=colour, linewidth=1.6, label=name)
         if len(columns) == 1:
             grid, low, high = _band(positive, score)
             axes[0].fill_between(grid, low, high, color=colour, alpha=0.15, linewidth=0)
         precision, recall, _ = precision_recall_curve(positive, score)
         mean = found.average_precision[classes[c]]
-        name = f"{_short(classes[c])}: {mean.value:.3f} ({mean.low:.3f}–{mean.high:.3f})"
+        name = f"{short(classes[c], 14)}: {mean.value:.3f} ({mean.low:.3f}–{mean.high:.3f})"
         axes[1].step(recall, precision, where="pre", color=colour, linewidth=1.6, label=name)
         if len(columns) == 1:
             axes[1].axhline(positive.mean(), color=GREY, linestyle=":", linewidth=1, label="prevalence")
@@ -159,7 +159,3 @@ def _outline(axis: Axes, mask: NDArray[np.uint8], colour: str, width: float) -> 
 
 def _image(axis: Axes, image: NDArray[np.uint8]) -> None:
     axis.imshow(image[..., 0] if image.shape[-1] != 3 else image, cmap="gray", vmin=0, vmax=255)
-
-
-def _short(text: str, limit: int = 14) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

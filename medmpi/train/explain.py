@@ -13,6 +13,7 @@ from medmpi import models, nn
 from medmpi.data.normalise import normalise
 from medmpi.evaluation import dice_per_image, softmax
 from medmpi.train.evaluate import ClassOutputs, MaskOutputs, Outputs
+from medmpi.train.pictures import short
 
 if TYPE_CHECKING:
     from medmpi.data import Dataset
@@ -61,7 +62,7 @@ def _classes(dataset: Dataset, folder: Path, outputs: ClassOutputs, split: str) 
     images, _, x = _read(dataset, split, ids)
     graph = models.load(folder).graph
     heat = nn.grad_cam(graph, x, predicted[ids])
-    names = dataset.classes
+    names = [short(name, 14) for name in dataset.classes]
     titles = [
         f"{names[predicted[i]]} {p[i].max():.2f}"
         + ("" if predicted[i] == outputs.labels[i] else f"\ntruth {names[outputs.labels[i]]}")

@@ -6,9 +6,11 @@ Line art becomes SVG text inside the page, pixels become an embedded PNG; the pa
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ def confusion(matrix: NDArray[np.int64], classes: Sequence[str], title: str) -> 
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, shrink=0.8, label="share of the true class")
-    names = [_short(name) for name in classes]
+    names = [short(name) for name in classes]
     axis.set_xticks(range(k), names, rotation=45 if k > 3 else 0, ha="right" if k > 3 else "center")
     axis.set_yticks(range(k), names)
     axis.set_xlabel("predicted")
@@ -83,7 +85,7 @@ def distribution(counts: Mapping[str, NDArray[np.int64]], classes: Sequence[str]
         bars = axis.bar(where, values, width, label=split, color=colours.get(split, GREY))
         if k <= 10:
             axis.bar_label(bars, [f"{v:,}" for v in values], fontsize=7, padding=1)
-    axis.set_xticks(range(k), [_short(name) for name in classes], rotation=30 if k > 4 else 0)
+    axis.set_xticks(range(k), [short(name) for name in classes], rotation=30 if k > 4 else 0)
     axis.set_ylabel(unit)
     seen = np.concatenate(list(counts.values()))
     if seen.max() > 30 * max(seen.min(), 1):
@@ -109,14 +111,23 @@ def samples(images: NDArray[np.uint8], titles: Sequence[str], masks: NDArray[np.
             axis.imshow(
                 np.ma.masked_equal(masks[i], 0), cmap="autumn", alpha=0.45, vmin=0, vmax=max(int(masks.max()), 1)
             )
-        axis.set_title(_short(title), fontsize=8)
+        axis.set_title(short(title), fontsize=8)
     return png(figure, "sample images")
+
+
+@contextlib.contextmanager
+def _any_letters() -> Iterator[None]:
+    """Names of classes may have letters that the font has not: a box in a PNG; a page's SVG takes the reader's font."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        yield
 
 
 def png(figure: Figure, label: str) -> str:
     """The figure as pixels inside the page."""
     out = io.BytesIO()
-    figure.savefig(out, format="png")
+    with _any_letters():
+        figure.savefig(out, format="png")
     data = base64.b64encode(out.getvalue()).decode("ascii")
     return f'<img alt="{label}" src="data:image/png;base64,{data}">'
 
@@ -128,11 +139,11 @@ def comparison(runs: Sequence[tuple[str, Sequence[float], Sequence[float]]], wha
     colours = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030", "#718096")
     for i, (name, accuracy, times) in enumerate(runs):
         colour, epochs = colours[i % len(colours)], range(1, len(times) + 1)
-        over_epochs.plot(epochs, accuracy, marker="o", markersize=3, color=colour, label=_short(name))
+        over_epochs.plot(epochs, accuracy, marker="o", markersize=3, color=colour, label=short(name))
         width = 0.8 / len(runs)
         where = [e + (i - (len(runs) - 1) / 2) * width for e in epochs]
-        seconds.bar(where, times, width=width, color=colour, label=_short(name))
-        over_time.plot(np.cumsum(times), accuracy, marker="o", markersize=3, color=colour, label=_short(name))
+        seconds.bar(where, times, width=width, color=colour, label=short(name))
+        over_time.plot(np.cumsum(times), accuracy, marker="o", markersize=3, color=colour, label=short(name))
     for axis, title, below in (
         (over_epochs, f"{what} accuracy", "epoch"),
         (seconds, "seconds per epoch", "epoch"),
@@ -184,8 +195,9 @@ def plain(axis: Axes, grid: bool = True) -> None:
         axis.set_axisbelow(True)
 
 
-def _short(text: str, limit: int = 18) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def short(text: str, limit: int = 18) -> str:
+    """A name for a picture: not too long, and its dollar signs are no formulas."""
+    return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")
 
 
 def svg(figure: Figure, label: str) -> str:
@@ -195,7 +207,7 @@ def svg(figure: Figure, label: str) -> str:
     import matplotlib
 
     settings: dict[Any, Any] = {"svg.hashsalt": label, "svg.fonttype": "none", "font.family": "sans-serif"}
-    with matplotlib.rc_context(settings):
+    with matplotlib.rc_context(settings), _any_letters():
         figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import tiny
+from PIL import Image
 from sklearn import metrics as sk
 
 from medmpi.train.assess import assess, predictions_csv
@@ -146,3 +147,17 @@ def test_focal_loss_trains_and_validates_as_itself(tmp_path):
     assert tiny.train(f"--out={tmp_path}", "--focal-gamma=2", "--epochs=1", "--augment=none", "--quiet") == 0
     rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert float(rows[0]["val_loss"]) < 0.75 * 1.0986  # of three classes by chance, times (1 - p)^2 on average
+
+
+def test_names_of_classes_are_no_formulas_and_have_any_letters(tmp_path):
+    rng = np.random.default_rng(0)
+    names = ["$x$ & <y>", "健康", "unpaired $ and a very long name of a finding"]
+    for name, label in zip(names, range(3), strict=True):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for i in range(16):
+            Image.fromarray(rng.integers(0, 200 + 20 * label, (16, 16), np.uint8)).save(folder / f"{i}.png")
+    assert tiny.train(f"--out={tmp_path / 'run'}", "--report", f"--data=folder:{tmp_path / 'data'}", "--epochs=1") == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "健康" in page
+    assert "$x$ &amp; &lt;y&gt;" in page
