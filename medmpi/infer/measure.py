@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
 
 _WARM_UP = 5
-_STEPS = 7  # of bisection
+_STEPS = 6  # of bisection
+_LONGEST = 8.0  # seconds of one step
+_SLOWEST = 8.0  # the lowest rate tried is this part of the highest possible one
 
 
 def run_measure(options: Options, world: World, predictor: Predictor, say: Callable[[str], None]) -> None:
@@ -38,24 +40,26 @@ def run_measure(options: Options, world: World, predictor: Predictor, say: Calla
     world.barrier("measure")
     alone = [_once(predictor, pixels) for _ in range(_WARM_UP + options.images)][_WARM_UP:]
     gathered = world.gather(alone)
-    network = [a for rank in gathered or [] for a, _ in rank]
-    whole = [b for rank in gathered or [] for _, b in rank]
+    network, whole, processor = ([t[k] for rank in gathered or [] for t in rank] for k in range(3))
     h, w = predictor.spec.image_size
     head = f"{predictor.spec.name} {h}x{w}, {world.size} ranks, {K.threads()} threads each"
     say(f"{head}: one after the other, {len(whole)} images, ms")
-    for name, values in (("network", network), ("pixels to result", whole)):
+    for name, values in (("network", network), ("pixels to result", whole), ("processor time", processor)):
         say(f"  {name:18}" + "  ".join(f"{k} {v:.2f}" for k, v in percentiles(values).items()))
     mean = world.broadcast(float(np.mean(whole)) if whole else 0.0)
     highest = 1000.0 / mean
     rates: list[dict[str, float]] = []
-    low, high = 0.0, highest
+    low, high = highest / _SLOWEST, highest
     for step in range(_STEPS):
-        share = 0.5 * (low + high)  # images a second and rank
-        late = world.gather(_stream(predictor, pixels, share, options.images, seed=1000 * world.rank + step))
+        share = low if step == 0 else 0.5 * (low + high)  # images a second and rank
+        images = max(20, min(options.images, int(share * _LONGEST)))
+        late = world.gather(_stream(predictor, pixels, share, images, seed=1000 * world.rank + step))
         found = percentiles([v for rank in late or [] for v in rank])
         kept = world.broadcast(found.get("p99", 0.0) <= options.limit_ms)
-        low, high = (share, high) if kept else (low, share)
         rates.append({"images_per_s": round(share * world.size, 2), **found})
+        if not kept and step == 0:
+            break
+        low, high = (share, high) if kept else (low, share)
     say(f"arriving at random, ms from arrival to result (limit {options.limit_ms:g} ms for 99 %):")
     for line in sorted(rates, key=lambda r: r["images_per_s"]):
         times = "  ".join(f"{k} {v:.2f}" for k, v in line.items() if k != "images_per_s")
@@ -63,21 +67,21 @@ def run_measure(options: Options, world: World, predictor: Predictor, say: Calla
     kept_rates = [r["images_per_s"] for r in rates if r.get("p99", 0.0) <= options.limit_ms]
     best = max(kept_rates, default=0.0)
     if world.rank == 0:
-        text = f"up to {best:.1f} images/s" if best else "no rate tried"
+        text = f"up to {best:.1f} images/s" if best else "at no rate tried"
         print(f"{head}: {text} with 99 % within {options.limit_ms:g} ms", flush=True)
     if options.out is not None:
         out = Path(options.out).expanduser()
-        on_root(world, lambda: _write(out, head, network, whole, rates, options.limit_ms, best))
+        on_root(world, lambda: _write(out, head, network, whole, processor, rates, options.limit_ms, best))
 
 
-def _once(predictor: Predictor, pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Milliseconds of the network, and of all."""
+def _once(predictor: Predictor, pixels: NDArray[np.uint8]) -> tuple[float, float, float]:
+    """Milliseconds of the network, of all, and the processor's of all (its threads together)."""
     start = time.perf_counter()
     predictor.logits(pixels)
     network = time.perf_counter() - start
-    start = time.perf_counter()
+    start, busy = time.perf_counter(), time.process_time()
     predictor.predict(pixels, predictor.spec.image_size)
-    return 1000 * network, 1000 * (time.perf_counter() - start)
+    return 1000 * network, 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - busy)
 
 
 def _stream(predictor: Predictor, pixels: NDArray[np.uint8], rate: float, images: int, *, seed: int) -> list[float]:
@@ -99,6 +103,7 @@ def _write(
     head: str,
     network: list[float],
     whole: list[float],
+    processor: list[float],
     rates: list[dict[str, float]],
     limit: float,
     best: float,
@@ -108,6 +113,7 @@ def _write(
         "what": head,
         "network_ms": percentiles(network),
         "image_ms": percentiles(whole),
+        "processor_ms": percentiles(processor),
         "rates": rates,
         "limit_ms": limit,
         "images_per_s_within_limit": best,

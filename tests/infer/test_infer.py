@@ -156,7 +156,7 @@ def test_measure(classifier, tmp_path, capsys):
     assert "images/s with 99 % within 1000 ms" in said
     content = json.loads((tmp_path / "latency.json").read_text())
     assert content["image_ms"]["p50"] > 0
-    assert len(content["rates"]) == 7
+    assert 1 <= len(content["rates"]) <= 6
     assert (tmp_path / "latency.png").stat().st_size > 1000
 
 
