@@ -48,17 +48,18 @@ def group_split(
 
 
 def check_groups(path: str, groups: Mapping[str, Sequence[str] | None]) -> None:
-    """DataError when a group has samples in two splits; it names how many do and not whom (patients' numbers)."""
+    """DataError when a group has samples in two splits; it says how many and where, and not who (patients' names)."""
     sets = {split: set(names) for split, names in groups.items() if names is not None}
     ordered = list(sets)
     for i, one in enumerate(ordered):
         for other in ordered[i + 1 :]:
             shared = sets[one] & sets[other]
             if shared:
+                first = [[*(groups[split] or ())].index(min(shared)) for split in (one, other)]
                 raise DataError(
                     path,
                     f"{len(shared)} of {len(sets[one] | sets[other])} patients (or other groups) have images in {one} "
-                    f"and in {other}, the first is {sorted(shared)[0]!r}",
+                    f"and in {other}, for example those of {one} image {first[0]} and {other} image {first[1]}",
                     "results would be worthless: move each to one side",
                 )
 

@@ -116,7 +116,9 @@ def to_levels(image: MedicalImage, levels: Levels, *, depth: int = 8, frame: int
     if pixels.dtype.kind in "iu" and pixels.size:
         first, last = int(pixels.min()), int(pixels.max())
         if last - first < min(pixels.size, 1 << 17):  # each value once, and then a look-up
-            return mapped(np.arange(first, last + 1))[pixels.astype(np.int64) - first]
+            if first >= 0 and last < 1 << 16:
+                return np.asarray(mapped(np.arange(last + 1))[pixels])
+            return np.asarray(mapped(np.arange(first, last + 1))[pixels.astype(np.int64) - first])
     return mapped(pixels)
 
 

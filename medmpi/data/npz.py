@@ -24,7 +24,10 @@ _DEFLATE_RATIO = 1032  # The most that deflate can expand; a larger claim is a l
 
 
 def open_npz(path: str, *, task: Task | None) -> Opened:
-    """Images uint8 (n, h, w) or (n, h, w, 1 or 3); labels integer (n,) or (n, 1), or masks (n, h, w) of classes."""
+    """Images uint8 (n, h, w) or (n, h, w, 1 or 3); labels integer (n,) or (n, 1), or masks (n, h, w) of classes.
+
+    ``groups`` (n,), or with the splits' prefixes, say whose each image is: no group gets into two splits.
+    """
     arrays = _read_archive(path)
     names = [s for s in SPLITS if f"{s}_images" in arrays or f"{s}_labels" in arrays]
     prefix = {s: f"{s}_" for s in names} if names else {"train": ""}
@@ -47,18 +50,20 @@ def open_npz(path: str, *, task: Task | None) -> Opened:
     found: Task = "classification" if targets["train"].ndim == 1 else "segmentation"
     if task is not None and task != found:
         raise DataError(path, f"it holds a {found} task", f"leave out task={task}")
+    groups = {s: _groups(path, f"{start}groups", arrays, len(images[s])) for s, start in prefix.items()}
     flat = {s: (t if t.ndim == 1 else np.unique(t)).astype(np.int64) for s, t in targets.items()}
     count = check_classes(path, flat, what="label" if found == "classification" else "mask value")
     classes = _class_names(path, arrays, count)
     if found == "segmentation":
-        parts = {s: Part(ArraySource(images[s], targets[s].astype(np.uint8)), None) for s in prefix}
+        parts = {s: Part(ArraySource(images[s], targets[s].astype(np.uint8)), None, groups[s]) for s in prefix}
     else:
-        parts = {s: Part(ArraySource(images[s], flat[s]), flat[s]) for s in prefix}
+        parts = {s: Part(ArraySource(images[s], flat[s]), flat[s], groups[s]) for s in prefix}
     return Opened(path, found, classes, shape[2], (shape[0], shape[1]), parts)
 
 
 def _read_archive(path: str) -> dict[str, NDArray[Any]]:
-    wanted = {f"{s}_{kind}" for s in SPLITS for kind in ("images", "labels")} | {"images", "labels", "class_names"}
+    wanted = {f"{s}_{kind}" for s in SPLITS for kind in ("images", "labels", "groups")}
+    wanted |= {"images", "labels", "groups", "class_names"}
     arrays: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -141,6 +146,16 @@ def _targets(path: str, name: str, array: NDArray[Any], images: Images) -> NDArr
     if array.ndim == 3 and array.max() > 255:
         raise DataError(path, f"{name} holds the value {array.max()}", "expected classes 0..255, not instances")
     return np.ascontiguousarray(array)
+
+
+def _groups(path: str, name: str, arrays: dict[str, NDArray[Any]], count: int) -> tuple[str, ...] | None:
+    """Whose each image is: numbers or strings (n,); None where the archive does not tell."""
+    found = arrays.get(name)
+    if found is None:
+        return None
+    if found.dtype.kind not in "iuUS" or found.shape != (count,):
+        raise DataError(path, f"{name} is {found.dtype} {found.shape}", f"expected {count} numbers or strings")
+    return tuple(str(g) for g in found.tolist())
 
 
 def _class_names(path: str, arrays: dict[str, NDArray[Any]], count: int) -> tuple[str, ...]:

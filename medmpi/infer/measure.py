@@ -46,6 +46,8 @@ def run_measure(options: Options, world: World, predictor: Predictor, say: Calla
     say(f"{head}: one after the other, {len(whole)} images, ms")
     for name, values in (("network", network), ("pixels to result", whole), ("processor time", processor)):
         say(f"  {name:18}" + "  ".join(f"{k} {v:.2f}" for k, v in percentiles(values).items()))
+    within = sum(v <= options.limit_ms for v in whole)
+    say(f"  {within} of {len(whole)} within {options.limit_ms:g} ms")
     mean = world.broadcast(float(np.mean(whole)) if whole else 0.0)
     highest = 1000.0 / mean
     rates: list[dict[str, float]] = []

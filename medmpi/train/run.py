@@ -73,6 +73,9 @@ def run(options: Options, world: World) -> Outcome:
             progress=choose(world.rank, options.quiet),
             trace=lambda trace: write_whole(folder / "timeline.json", trace),
         )
+        for line in job.dataset.skipped:
+            hooks.warn(f"left out {line}")
+        log.event("data", described=job.dataset.describe(), skipped=list(job.dataset.skipped))
         trainer = Trainer(job, world, saver, hooks)
         if resumed is not None:
             trainer.position, trainer.sums = resumed.position, resumed.sums

@@ -72,8 +72,25 @@ def test_a_planted_patient_is_found(tmp_path):
     open_dataset(f"folder:{tmp_path}?groups=who.csv")
     lines[0] = lines[0].replace("test-p0", "train-p2")
     (tmp_path / "who.csv").write_text("file,group\n" + "\n".join(lines))
-    with pytest.raises(DataError, match=r"1 of 8 patients .* have images in train and in test.*'train-p2'"):
+    with pytest.raises(DataError, match=r"1 of 8 patients .* in train and in test.*train image 2 and test image 0"):
         open_dataset(f"folder:{tmp_path}?groups=who.csv")
+
+
+def test_groups_of_arrays(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8)).astype(np.uint8)
+    groups = np.array([f"p{i // 4}" for i in range(40)])
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(40) % 2, groups=groups)
+    dataset = open_dataset(f"npz:{tmp_path / 'a.npz'}", val_fraction=0.2)
+    sets = [set(split.groups) for split in dataset.splits.values()]
+    assert [len(s) for s in sets] == [6, 2, 2]
+    arrays = {f"{s}_{k}": v[at] for s, at in (("train", slice(0, 30)), ("test", slice(28, 40)))
+              for k, v in (("images", images), ("labels", np.arange(40) % 2), ("groups", groups))}  # fmt: skip
+    np.savez(tmp_path / "b.npz", **arrays)
+    with pytest.raises(DataError, match="1 of 10 patients"):
+        open_dataset(f"npz:{tmp_path / 'b.npz'}")
+    np.savez(tmp_path / "c.npz", images=images, labels=np.arange(40) % 2, groups=groups[:3])
+    with pytest.raises(DataError, match="expected 40 numbers or strings"):
+        open_dataset(f"npz:{tmp_path / 'c.npz'}")
 
 
 def test_guard():
