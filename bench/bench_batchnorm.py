@@ -24,7 +24,7 @@ def cases(rivals: set[str]) -> Iterator[Case]:
         out = K.empty(shape)
         work: dict[str, dict[str, Work]] = {
             "fwd": {"medmpi": lambda: K.batch_norm(x, gamma, beta, relu=True)},
-            "bwd": {"medmpi": lambda: K.batch_norm_backward(dy, x, gamma, mean, rstd, y=y, out=out)},
+            "bwd": {"medmpi": lambda: K.batch_norm_backward(dy, x, gamma, mean, rstd, beta=beta, out=out)},
         }
         if "torch" in rivals:
             add_torch(work, x, dy)

@@ -79,80 +79,86 @@ void apply(Object x, Object gamma, Object beta, Object mean, Object rstd, bool r
   });
 }
 
-void backward_reduce(Object dy, Object x, Object mean, Object rstd, Object y, Object sum_dy, Object sum_dy_xhat) {
+/// What both passes of backward read: the gradient, and how the ReLU after the normalisation masked it.
+struct Backward {
+  Tensor<const float, 2> x, dy, y;
+  Tensor<const float, 1> gamma, beta;
+  Tensor<const double, 1> mean, rstd;
+  std::array<int64_t, 1> c;
+
+  Backward(Call& call, Object dy_, Object x_, Object gamma_, Object beta_, Object mean_, Object rstd_, Object y_)
+      : x(call.rows_in<float>("x", x_)), c(channels_of(call, x)) {
+    dy = call.rows_in<float>("dy", dy_, x.shape);
+    gamma = call.maybe<float, 1>("gamma", gamma_, c);
+    beta = call.maybe<float, 1>("beta", beta_, c);
+    mean = call.in<double, 1>("mean", mean_, c);
+    rstd = call.in<double, 1>("rstd", rstd_, c);
+    if (!y_.is_none()) y = call.rows_in<float>("y", y_, x.shape);
+    call.require(!y.data || !beta.data, "y and beta are both given, expected one of them to mask dy");
+    call.require(gamma.data || !beta.data, "beta is given without gamma, expected both to compute the mask again");
+  }
+};
+
+void backward_reduce(Object dy, Object x, Object gamma, Object beta, Object mean, Object rstd, Object y, Object sum_dy,
+                     Object sum_dy_xhat) {
   Call call("batch_norm_backward_reduce");
-  const auto in = call.rows_in<float>("x", x);
-  const auto c = channels_of(call, in);
-  const auto grad = call.rows_in<float>("dy", dy, in.shape);
-  const auto mu = call.in<double, 1>("mean", mean, c);
-  const auto r = call.in<double, 1>("rstd", rstd, c);
-  Tensor<const float, 2> saved{};
-  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
-  const auto s = call.out<double, 1>("sum_dy", sum_dy, c);
-  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
+  const Backward b(call, dy, x, gamma, beta, mean, rstd, y);
+  const auto s = call.out<double, 1>("sum_dy", sum_dy, b.c);
+  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, b.c);
   const auto kernel = host_ops().batchnorm->backward_reduce;
   bool done = false;
-  call.run(kernel,
-           [&] { done = kernel(in.shape[0], c[0], grad.data, in.data, saved.data, mu.data, r.data, s.data, q.data); });
+  call.run(kernel, [&] {
+    done = kernel(b.x.shape[0], b.c[0], b.dy.data, b.x.data, b.y.data, b.gamma.data, b.beta.data, b.mean.data,
+                  b.rstd.data, s.data, q.data);
+  });
   enough(done);
 }
 
-void backward_apply(Object dy, Object x, Object gamma, Object mean, Object rstd, Object sum_dy, Object sum_dy_xhat,
-                    double count, Object y, Object dresidual, Object out) {
+void backward_apply(Object dy, Object x, Object gamma, Object beta, Object mean, Object rstd, Object sum_dy,
+                    Object sum_dy_xhat, double count, Object y, Object dresidual, Object out) {
   Call call("batch_norm_backward_apply");
-  const auto in = call.rows_in<float>("x", x);
-  const auto c = channels_of(call, in);
-  const auto grad = call.rows_in<float>("dy", dy, in.shape);
-  const auto scale = call.in<float, 1>("gamma", gamma, c);
-  const auto mu = call.in<double, 1>("mean", mean, c);
-  const auto r = call.in<double, 1>("rstd", rstd, c);
-  const auto s = call.in<double, 1>("sum_dy", sum_dy, c);
-  const auto q = call.in<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
-  Tensor<const float, 2> saved{};
-  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
-  const auto dx = call.rows_out<float>("out", out, in.shape, grad.data);
+  const Backward b(call, dy, x, gamma, beta, mean, rstd, y);
+  const auto s = call.in<double, 1>("sum_dy", sum_dy, b.c);
+  const auto q = call.in<double, 1>("sum_dy_xhat", sum_dy_xhat, b.c);
+  const auto dx = call.rows_out<float>("out", out, b.x.shape, b.dy.data);
   Tensor<float, 2> masked{};
-  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, in.shape);
-  call.require(in.shape[0] == 0 || (std::isfinite(count) && count > 0),
+  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, b.x.shape);
+  call.require(b.gamma.data || b.x.shape[0] == 0, "gamma is None, expected a float32 array");
+  call.require(b.x.shape[0] == 0 || (std::isfinite(count) && count > 0),
                [&] { return "count is " + std::to_string(count) + ", expected a number > 0"; });
   const auto kernel = host_ops().batchnorm->backward_apply;
   call.run(kernel, [&] {
-    kernel(in.shape[0], c[0], grad.data, in.data, saved.data, scale.data, mu.data, r.data, s.data, q.data, count,
-           masked.data, dx.data);
+    kernel(b.x.shape[0], b.c[0], b.dy.data, b.x.data, b.y.data, b.gamma.data, b.beta.data, b.mean.data, b.rstd.data,
+           s.data, q.data, count, masked.data, dx.data);
   });
 }
 
 /// Both passes; dgamma and dbeta are added to.
-void backward(Object dy, Object x, Object gamma, Object mean, Object rstd, Object y, Object dgamma, Object dbeta,
-              Object dresidual, Object out, Object sum_dy, Object sum_dy_xhat) {
+void backward(Object dy, Object x, Object gamma, Object beta, Object mean, Object rstd, Object y, Object dgamma,
+              Object dbeta, Object dresidual, Object out, Object sum_dy, Object sum_dy_xhat) {
   Call call("batch_norm_backward");
-  const auto in = call.rows_in<float>("x", x);
-  const auto c = channels_of(call, in);
-  const auto grad = call.rows_in<float>("dy", dy, in.shape);
-  const auto scale = call.in<float, 1>("gamma", gamma, c);
-  const auto mu = call.in<double, 1>("mean", mean, c);
-  const auto r = call.in<double, 1>("rstd", rstd, c);
-  Tensor<const float, 2> saved{};
-  if (!y.is_none()) saved = call.rows_in<float>("y", y, in.shape);
-  const auto dg = call.out<float, 1>("dgamma", dgamma, c);
-  const auto db = call.out<float, 1>("dbeta", dbeta, c);
-  const auto dx = call.rows_out<float>("out", out, in.shape, grad.data);
+  const Backward b(call, dy, x, gamma, beta, mean, rstd, y);
+  call.require(b.gamma.data, "gamma is None, expected a float32 array");
+  const auto dg = call.out<float, 1>("dgamma", dgamma, b.c);
+  const auto db = call.out<float, 1>("dbeta", dbeta, b.c);
+  const auto dx = call.rows_out<float>("out", out, b.x.shape, b.dy.data);
   Tensor<float, 2> masked{};
-  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, in.shape);
-  const auto s = call.out<double, 1>("sum_dy", sum_dy, c);
-  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, c);
+  if (!dresidual.is_none()) masked = call.rows_out<float>("dresidual", dresidual, b.x.shape);
+  const auto s = call.out<double, 1>("sum_dy", sum_dy, b.c);
+  const auto q = call.out<double, 1>("sum_dy_xhat", sum_dy_xhat, b.c);
   const auto* ops = host_ops().batchnorm;
   bool done = false;
   call.run(ops->backward_reduce, [&] {
-    const int64_t m = in.shape[0];
-    done = ops->backward_reduce(m, c[0], grad.data, in.data, saved.data, mu.data, r.data, s.data, q.data);
+    const int64_t m = b.x.shape[0], c = b.c[0];
+    done = ops->backward_reduce(m, c, b.dy.data, b.x.data, b.y.data, b.gamma.data, b.beta.data, b.mean.data,
+                                b.rstd.data, s.data, q.data);
     if (!done) return;
-    for (int64_t j = 0; j < c[0]; ++j) {
+    for (int64_t j = 0; j < c; ++j) {
       dg.data[j] += static_cast<float>(q.data[j]);
       db.data[j] += static_cast<float>(s.data[j]);
     }
-    ops->backward_apply(m, c[0], grad.data, in.data, saved.data, scale.data, mu.data, r.data, s.data, q.data,
-                        static_cast<double>(m), masked.data, dx.data);
+    ops->backward_apply(m, c, b.dy.data, b.x.data, b.y.data, b.gamma.data, b.beta.data, b.mean.data, b.rstd.data,
+                        s.data, q.data, static_cast<double>(m), masked.data, dx.data);
   });
   enough(done);
 }
@@ -165,14 +171,14 @@ void bind_batchnorm(py::module_& m) {
         py::arg("residual"), py::arg("out"), py::arg("mean"), py::arg("rstd"));
   m.def("batch_norm_apply", &apply, py::arg("x"), py::arg("gamma"), py::arg("beta"), py::arg("mean"), py::arg("rstd"),
         py::arg("relu"), py::arg("residual"), py::arg("out"));
-  m.def("batch_norm_backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("mean"), py::arg("rstd"),
-        py::arg("y"), py::arg("sum_dy"), py::arg("sum_dy_xhat"));
-  m.def("batch_norm_backward_apply", &backward_apply, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("mean"),
-        py::arg("rstd"), py::arg("sum_dy"), py::arg("sum_dy_xhat"), py::arg("count"), py::arg("y"),
+  m.def("batch_norm_backward_reduce", &backward_reduce, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("beta"),
+        py::arg("mean"), py::arg("rstd"), py::arg("y"), py::arg("sum_dy"), py::arg("sum_dy_xhat"));
+  m.def("batch_norm_backward_apply", &backward_apply, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("beta"),
+        py::arg("mean"), py::arg("rstd"), py::arg("sum_dy"), py::arg("sum_dy_xhat"), py::arg("count"), py::arg("y"),
         py::arg("dresidual"), py::arg("out"));
-  m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("mean"),
-        py::arg("rstd"), py::arg("y"), py::arg("dgamma"), py::arg("dbeta"), py::arg("dresidual"), py::arg("out"),
-        py::arg("sum_dy"), py::arg("sum_dy_xhat"));
+  m.def("batch_norm_backward", &backward, py::arg("dy"), py::arg("x"), py::arg("gamma"), py::arg("beta"),
+        py::arg("mean"), py::arg("rstd"), py::arg("y"), py::arg("dgamma"), py::arg("dbeta"), py::arg("dresidual"),
+        py::arg("out"), py::arg("sum_dy"), py::arg("sum_dy_xhat"));
 }
 
 }  // namespace medmpi

@@ -4,7 +4,9 @@
 namespace medmpi {
 
 /// Batch normalisation of `m` rows of `c` channels (NHWC: m = n h w). Statistics and sums over rows are float64.
-/// `mean` and `rstd` are float64 too; `y` (the saved output, or null) switches the ReLU mask y > 0 on in backward.
+/// `mean` and `rstd` are float64 too. Backward masks dy for a ReLU after the normalisation where `y`, the saved output,
+/// is given: where y > 0; or where `beta` is given instead: where the output, computed again to the bit, is > 0, which
+/// reads one array less. Both null: there was no ReLU.
 /// Functions that return bool return false when there is no memory for the partial results.
 struct BatchNormOps {
   /// mean[c] and m2[c] = sum of squared deviations from it; zeros for m = 0.
@@ -13,13 +15,14 @@ struct BatchNormOps {
   void (*apply)(int64_t m, int64_t c, const float* x, const float* gamma, const float* beta, const double* mean,
                 const double* rstd, const float* residual, bool relu, float* y);
   /// sum_dy[c] = sum of masked dy, sum_dy_xhat[c] = sum of masked dy (x - mean) rstd.
-  bool (*backward_reduce)(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const double* mean,
-                          const double* rstd, double* sum_dy, double* sum_dy_xhat);
+  bool (*backward_reduce)(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
+                          const float* beta, const double* mean, const double* rstd, double* sum_dy,
+                          double* sum_dy_xhat);
   /// dx = gamma rstd (dy - sum_dy / count - xhat sum_dy_xhat / count) with masked dy, which also goes to `dresidual`
   /// unless that is null. `dx` may be `dy`.
   void (*backward_apply)(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
-                         const double* mean, const double* rstd, const double* sum_dy, const double* sum_dy_xhat,
-                         double count, float* dresidual, float* dx);
+                         const float* beta, const double* mean, const double* rstd, const double* sum_dy,
+                         const double* sum_dy_xhat, double count, float* dresidual, float* dx);
 };
 
 }  // namespace medmpi

@@ -80,6 +80,7 @@ def batch_norm_backward(
     rstd: Array | Array64,
     *,
     y: Array | None = None,
+    beta: Array | None = None,
     dgamma: Array | None = None,
     dbeta: Array | None = None,
     dresidual: Array | None = None,
@@ -87,15 +88,16 @@ def batch_norm_backward(
 ) -> tuple[Array, Array, Array]:
     """Gradients of ``batch_norm``: ``dx, dgamma, dbeta``.
 
-    ``dgamma`` and ``dbeta`` are added to where given. ``y``, the forward result, where given, passes ``dy`` only
-    where ``y > 0`` (fused ReLU). ``dresidual`` receives that masked ``dy``. ``out`` may be ``dy``.
+    ``dgamma`` and ``dbeta`` are added to where given. For a fused ReLU, ``y``, the forward result, passes ``dy`` only
+    where ``y > 0``; where there was no residual, ``beta`` in its place computes the same mask from ``x``, which reads
+    one array less. ``dresidual`` receives that masked ``dy``. ``out`` may be ``dy``.
     """
     c = _channels("batch_norm_backward", x)
     out = result_for("batch_norm_backward", x.shape, out)
     dgamma = np.zeros(c, np.float32) if dgamma is None else dgamma
     dbeta = np.zeros(c, np.float32) if dbeta is None else dbeta
     _core.batch_norm_backward(
-        dy, x, gamma, _wide(mean), _wide(rstd), y, dgamma, dbeta, dresidual, out, np.empty(c), np.empty(c)
+        dy, x, gamma, beta, _wide(mean), _wide(rstd), y, dgamma, dbeta, dresidual, out, np.empty(c), np.empty(c)
     )
     return out, dgamma, dbeta
 
@@ -128,12 +130,21 @@ def batch_norm_apply(
 
 
 def batch_norm_backward_reduce(
-    dy: Array, x: Array, mean: Array | Array64, rstd: Array | Array64, y: Array | None = None
+    dy: Array,
+    x: Array,
+    mean: Array | Array64,
+    rstd: Array | Array64,
+    y: Array | None = None,
+    gamma: Array | None = None,
+    beta: Array | None = None,
 ) -> tuple[Array64, Array64]:
-    """``sum_dy`` and ``sum_dy_xhat`` per channel in float64, over the rows at hand; ``y`` masks as in backward."""
+    """``sum_dy`` and ``sum_dy_xhat`` per channel in float64, over the rows at hand.
+
+    ``y``, or ``beta`` with ``gamma``, masks ``dy`` as in ``batch_norm_backward``.
+    """
     c = _channels("batch_norm_backward_reduce", x)
     sum_dy, sum_dy_xhat = np.empty(c), np.empty(c)
-    _core.batch_norm_backward_reduce(dy, x, _wide(mean), _wide(rstd), y, sum_dy, sum_dy_xhat)
+    _core.batch_norm_backward_reduce(dy, x, gamma, beta, _wide(mean), _wide(rstd), y, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat
 
 
@@ -147,12 +158,13 @@ def batch_norm_backward_apply(
     sum_dy_xhat: Array64,
     count: float,
     y: Array | None = None,
+    beta: Array | None = None,
     dresidual: Array | None = None,
     out: Array | None = None,
 ) -> Array:
     """``dx`` from the sums over all ``count`` rows that the statistics were taken of; ``out`` may be ``dy``."""
     out = result_for("batch_norm_backward_apply", shape_of("batch_norm_backward_apply", "x", x), out)
     _core.batch_norm_backward_apply(
-        dy, x, gamma, _wide(mean), _wide(rstd), sum_dy, sum_dy_xhat, count, y, dresidual, out
+        dy, x, gamma, beta, _wide(mean), _wide(rstd), sum_dy, sum_dy_xhat, count, y, dresidual, out
     )
     return out

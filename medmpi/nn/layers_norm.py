@@ -112,7 +112,12 @@ class BatchNorm2d(Layer):
         count, mean, m2 = joint
         rstd = 1.0 / np.sqrt(m2 / max(count, 1) + self.eps)
         y = K.batch_norm_apply(x, self.p["weight"], self.p["bias"], mean, rstd, relu=self.relu, residual=residual)
-        return y, (x, y if self.relu else None, mean, rstd, count, context.statistics)
+        # without a residual, backward computes the ReLU's mask again from x: one array less to read
+        return y, (x, y if self.relu and self.residual else None, mean, rstd, count, context.statistics)
+
+    def _again(self) -> dict[str, Array]:
+        """What backward computes the ReLU's mask from where the output is not kept for it."""
+        return {"beta": self.p["bias"]} if self.relu and not self.residual else {}
 
     def backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Moments:
         """Sums of ``dy`` and ``dy * xhat`` per channel over all micro-batches and ranks; adds this rank's to ``g``."""
@@ -120,7 +125,10 @@ class BatchNorm2d(Layer):
         for dy, (x, y, mean, rstd, _, _) in batches:
             masks = [None] * len(self._pieces(x)) if y is None else self._pieces(y)
             for pieces in zip(self._pieces(dy), self._pieces(x), masks, strict=True):
-                rows.append(np.concatenate(K.batch_norm_backward_reduce(*pieces[:2], mean, rstd, pieces[2])))
+                sums = K.batch_norm_backward_reduce(
+                    *pieces[:2], mean, rstd, pieces[2], self.p["weight"], **self._again()
+                )
+                rows.append(np.concatenate(sums))
         parts = np.array(rows).reshape(-1, 2 * self.channels)
         joint: Statistics = batches[0][1][-1]
         if self.exact is not None:
@@ -140,7 +148,18 @@ class BatchNorm2d(Layer):
         dresidual, out = self._places(dy, overwrite)
         sum_dy, sum_dy_xhat = (np.ascontiguousarray(part) for part in np.split(joint, 2))
         dx = K.batch_norm_backward_apply(
-            dy, x, self.p["weight"], mean, rstd, sum_dy, sum_dy_xhat, count, y, dresidual=dresidual, out=out
+            dy,
+            x,
+            self.p["weight"],
+            mean,
+            rstd,
+            sum_dy,
+            sum_dy_xhat,
+            count,
+            y,
+            **self._again(),
+            dresidual=dresidual,
+            out=out,
         )
         return self._with_residual(dx, dy, dresidual)
 
@@ -176,8 +195,8 @@ class BatchNorm2d(Layer):
         dresidual, out = self._places(dy, overwrite)
         grads = self.g if self.exact is None else {}
         dx, dgamma, dbeta = K.batch_norm_backward(
-            dy, x, self.p["weight"], mean, rstd, y=y, dgamma=grads.get("weight"), dbeta=grads.get("bias"),
-            dresidual=dresidual, out=out,
+            dy, x, self.p["weight"], mean, rstd, y=y, **self._again(), dgamma=grads.get("weight"),
+            dbeta=grads.get("bias"), dresidual=dresidual, out=out,
         )  # fmt: skip
         if self.exact is not None:
             self.exact.totals["weight"] += dgamma

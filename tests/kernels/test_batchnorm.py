@@ -84,6 +84,28 @@ def test_backward(rng, shape, masked, mean):
     np.testing.assert_array_equal(dresidual, want[3])
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_mask_computed_again_is_the_same_to_the_bit(rng, shape):
+    x, gamma, beta = make(rng, shape, 3.0)
+    beta[:] = 0  # many results near the edge
+    y, mu, rstd = kernels.batch_norm(x, gamma, beta, relu=True)
+    dy = rng.standard_normal(shape).astype(np.float32)
+    saved, again = poison(shape), poison(shape)
+    want = kernels.batch_norm_backward(dy, x, gamma, mu, rstd, y=y, dresidual=saved)
+    got = kernels.batch_norm_backward(dy, x, gamma, mu, rstd, beta=beta, dresidual=again)
+    for a, b in zip((*want, saved), (*got, again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_way_to_mask(rng):
+    x, gamma, beta = make(rng, (3, 4, 4, 8))
+    y, mu, rstd = kernels.batch_norm(x, gamma, beta, relu=True)
+    with pytest.raises(ValueError, match="y and beta are both given"):
+        kernels.batch_norm_backward(x, x, gamma, mu, rstd, y=y, beta=beta)
+    with pytest.raises(ValueError, match="beta is given without gamma"):
+        kernels.batch_norm_backward_reduce(x, x, mu, rstd, beta=beta)
+
+
 def test_backward_is_the_derivative_of_forward(rng):
     """Central differences of sum(dy * y) in float64, with residual and ReLU."""
     x, gamma, beta = make(rng, (2, 3, 2, 3))
