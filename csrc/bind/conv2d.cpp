@@ -68,7 +68,8 @@ WeightCache::Key key_of(const Conv2dShape& g, Conv2dAlgo algo) {
 }
 
 void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual,
-             const py::object& out, const Window& window, const std::string& algo, bool relu, WeightCache* cache) {
+             const py::object& mean, const py::object& m2, const py::object& out, const Window& window,
+             const std::string& algo, bool relu, WeightCache* cache) {
   Call call("conv2d");
   const auto in = call.in<float, 4>("x", x);
   const auto filter = call.in<float, 4>("weight", weight);
@@ -76,14 +77,15 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto b = call.maybe<float, 1>("bias", bias, {g.k});
   const auto y = call.out<float, 4>("out", out, output(g));
   const auto other = call.maybe<float, 4>("residual", residual, output(g));
+  const auto mu = call.maybe_out<double, 1>("mean", mean, {g.k});
+  const auto squares = call.maybe_out<double, 1>("m2", m2, {g.k});
   const auto how = algo_of(call, algo, g);
   const auto kernel = host_ops().conv2d->forward;
-  const auto add = host_ops().elementwise->add;
+  const Conv2dEpilogue epilogue{b.data, other.data, relu, mu.data, squares.data};
   if (Recording* recording = Recording::active(); recording && cache) recording->keep(py::cast(cache));
   call.launch(kernel, [=] {
     const WeightCache::Use use(cache, cache ? key_of(g, how) : WeightCache::Key{});
-    kernel(g, how, in.data, filter.data, b.data, relu && !other.data, y.data);
-    if (other.data) add(y.size(), y.data, other.data, relu, y.data);
+    kernel(g, how, in.data, filter.data, epilogue, y.data);
   });
 }
 
@@ -130,8 +132,8 @@ void bind_conv2d(py::module_& m) {
       .def(py::init<>())
       .def("clear", &WeightCache::clear, py::call_guard<py::gil_scoped_release>())
       .def("nbytes", &WeightCache::size);
-  m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("out"),
-        py::arg("window"), py::arg("algo"), py::arg("relu"), py::arg("cache"));
+  m.def("conv2d", &forward, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("residual"), py::arg("mean"),
+        py::arg("m2"), py::arg("out"), py::arg("window"), py::arg("algo"), py::arg("relu"), py::arg("cache"));
   m.def("conv2d_backward_data", &backward_data, py::arg("name"), py::arg("dy"), py::arg("weight"), py::arg("bias"),
         py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
   m.def("conv2d_backward_weight", &backward_weight, py::arg("name"), py::arg("dy"), py::arg("x"), py::arg("out"),

@@ -7,6 +7,7 @@
 // Scratch: slot 0 of the calling thread, the chunks' partial results.
 #include "ops/batchnorm.h"
 
+#include "cpu/moments.h"
 #include "cpu/simd.h"
 #include "cpu/threads.h"
 #include "ops/scratch.h"
@@ -14,34 +15,14 @@
 namespace medmpi::MEDMPI_ISA {
 namespace {
 
-constexpr int64_t kChunkValues = 1 << 15;
-constexpr int64_t kWide = 1024;  // longest wide row: its sums and factors live on the stack and in L1
-constexpr int64_t kPreferredWide = 256;
-
-/// How rows are cut: `copies` rows make a wide row, `rows` rows a chunk.
-struct Cut {
-  int64_t m, c, copies, rows, chunks;
-};
-
-Cut cut_rows(int64_t m, int64_t c) {
-  int64_t common = kLanes;
-  while (c % common) common /= 2;
-  int64_t copies = kLanes / common;
-  if (c * copies > kWide) copies = 1;
-  while (2 * c * copies <= kPreferredWide) copies *= 2;
-  int64_t rows = kChunkValues / c < 16 ? 16 : kChunkValues / c;
-  rows = (rows + copies - 1) / copies * copies;
-  return {m, c, copies, rows, (m + rows - 1) / rows};
-}
-
 /// Calls body(first row, rows, first channel, channels, copies) for every block of the chunk: the wide rows, in blocks
-/// of at most kWide channels, then the rows that do not fill a wide one.
+/// of at most kWideRow channels, then the rows that do not fill a wide one.
 template <typename Body>
-MEDMPI_INLINE void for_blocks(const Cut& cut, int64_t chunk, const Body& body) {
+MEDMPI_INLINE void for_blocks(const RowCut& cut, int64_t chunk, const Body& body) {
   const int64_t first = chunk * cut.rows;
   const int64_t rows = first + cut.rows < cut.m ? cut.rows : cut.m - first;
-  for (int64_t c0 = 0; c0 < cut.c; c0 += kWide) {
-    const int64_t channels = cut.c - c0 < kWide ? cut.c - c0 : kWide;
+  for (int64_t c0 = 0; c0 < cut.c; c0 += kWideRow) {
+    const int64_t channels = cut.c - c0 < kWideRow ? cut.c - c0 : kWideRow;
     body(first, rows, c0, channels);
   }
 }
@@ -84,49 +65,9 @@ MEDMPI_INLINE void repeat(float* wide, int64_t c, int64_t copies) {
   for (int64_t j = c; j < c * copies; ++j) wide[j] = wide[j - c];
 }
 
-/// s += sum of `rows` rows of `w` values, `stride` apart; q += sum of their squares, which are exact in float64.
-void add_moments(int64_t rows, int64_t w, int64_t stride, const float* x, double* __restrict s, double* __restrict q) {
-  int64_t i = 0;
-  for (; i + 4 <= rows; i += 4, x += 4 * stride)
-    for (int64_t j = 0; j < w; ++j) {
-      const double a = static_cast<double>(x[j]), b = static_cast<double>(x[stride + j]);
-      const double c = static_cast<double>(x[2 * stride + j]), d = static_cast<double>(x[3 * stride + j]);
-      s[j] += (a + b) + (c + d);
-      q[j] += (a * a + b * b) + (c * c + d * d);
-    }
-  for (; i < rows; ++i, x += stride)
-    for (int64_t j = 0; j < w; ++j) {
-      const double a = static_cast<double>(x[j]);
-      s[j] += a;
-      q[j] += a * a;
-    }
-}
-
-/// mean and m2 of one chunk's block of channels. Sums in float64 from the first value on: however a batch is divided
-/// among ranks, its statistics then agree to the last digits of float64, and the normalised float32 values with them.
-void chunk_statistics(const Cut& cut, int64_t rows, int64_t c, const float* x, double* mean, double* m2) {
-  alignas(64) double s[kWide], q[kWide];
-  const int64_t k = cut.copies, wide = c * k, stride = cut.c * k;
-  for (int64_t j = 0; j < wide; ++j) s[j] = q[j] = 0.0;
-  const float* rest = x + rows / k * stride;
-  add_moments(rows / k, wide, stride, x, s, q);
-  add_moments(rows % k, c, cut.c, rest, s, q);
-  const double inverse = 1.0 / static_cast<double>(rows);
-  for (int64_t j = 0; j < c; ++j) {
-    double sum = s[j], squares = q[j];
-    for (int64_t copy = 1; copy < k; ++copy) {
-      sum += s[copy * c + j];
-      squares += q[copy * c + j];
-    }
-    mean[j] = sum * inverse;
-    squares -= sum * mean[j];
-    m2[j] = squares < 0.0 ? 0.0 : squares;
-  }
-}
-
 bool statistics(int64_t m, int64_t c, const float* x, double* mean, double* m2) {
   for (int64_t j = 0; j < c; ++j) mean[j] = m2[j] = 0.0;
-  const Cut cut = cut_rows(m, c);
+  const RowCut cut = cut_rows(m, c);
   auto* part = static_cast<double*>(scratch(0, static_cast<size_t>(cut.chunks * c * 2) * sizeof(double)));
   if (!part) return false;
   forwards(cut.chunks, [=](int64_t i) {
@@ -136,22 +77,15 @@ bool statistics(int64_t m, int64_t c, const float* x, double* mean, double* m2) 
     });
   });
   for (int64_t i = 0; i < cut.chunks; ++i) {
-    const double before = static_cast<double>(i * cut.rows);
-    const double rows = static_cast<double>(i + 1 < cut.chunks ? cut.rows : m - i * cut.rows);
-    const double share = rows / (before + rows), cross = before * share;
-    const double *mean_i = part + i * c * 2, *m2_i = mean_i + c;
-    for (int64_t j = 0; j < c; ++j) {
-      const double delta = mean_i[j] - mean[j];
-      mean[j] += delta * share;
-      m2[j] += m2_i[j] + delta * delta * cross;
-    }
+    const int64_t before = i * cut.rows, rows = i + 1 < cut.chunks ? cut.rows : m - before;
+    merge_moments(before, rows, c, part + i * c * 2, mean, m2);
   }
   return true;
 }
 
 /// Calls body(x offset, values) for the wide rows of a block and then for the rows left over.
 template <typename Body>
-MEDMPI_INLINE void for_rows(const Cut& cut, int64_t first, int64_t rows, int64_t c0, int64_t c, const Body& body) {
+MEDMPI_INLINE void for_rows(const RowCut& cut, int64_t first, int64_t rows, int64_t c0, int64_t c, const Body& body) {
   const int64_t k = cut.copies, stride = cut.c * k, begin = first * cut.c + c0, wide = rows / k;
   for (int64_t i = 0; i < wide; ++i) body(begin + i * stride, c * k);
   for (int64_t i = 0; i < rows % k; ++i) body(begin + wide * stride + i * cut.c, c);
@@ -159,9 +93,9 @@ MEDMPI_INLINE void for_rows(const Cut& cut, int64_t first, int64_t rows, int64_t
 
 /// y = (x - shift) scale + add, per channel of a wide row.
 struct Affine {
-  alignas(64) float shift[kWide], scale[kWide], add[kWide];
+  alignas(64) float shift[kWideRow], scale[kWideRow], add[kWideRow];
 
-  MEDMPI_INLINE void set(const Cut& cut, int64_t c0, int64_t c, const float* gamma, const float* beta,
+  MEDMPI_INLINE void set(const RowCut& cut, int64_t c0, int64_t c, const float* gamma, const float* beta,
                          const double* mean, const double* rstd) {
     for (int64_t j = 0; j < c; ++j) {
       const double a = rstd[c0 + j] * static_cast<double>(gamma[c0 + j]);
@@ -177,7 +111,7 @@ struct Affine {
 };
 
 template <bool kResidual, bool kRelu>
-void apply_as(const Cut& cut, const float* x, const float* gamma, const float* beta, const double* mean,
+void apply_as(const RowCut& cut, const float* x, const float* gamma, const float* beta, const double* mean,
               const double* rstd, const float* residual, float* y) {
   backwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
@@ -198,7 +132,7 @@ void apply_as(const Cut& cut, const float* x, const float* gamma, const float* b
 
 void apply(int64_t m, int64_t c, const float* x, const float* gamma, const float* beta, const double* mean,
            const double* rstd, const float* residual, bool relu, float* y) {
-  const Cut cut = cut_rows(m, c);
+  const RowCut cut = cut_rows(m, c);
   const auto run = residual ? (relu ? apply_as<true, true> : apply_as<true, false>)
                             : (relu ? apply_as<false, true> : apply_as<false, false>);
   run(cut, x, gamma, beta, mean, rstd, residual, y);
@@ -242,11 +176,11 @@ void reduce_rows(int64_t rows, int64_t w, int64_t stride, const float* dy, const
 }
 
 template <Relu kMask>
-void reduce_as(const Cut& cut, const float* dy, const float* x, const float* y, const float* gamma, const float* beta,
-               const double* mean, const double* rstd, double* part) {
+void reduce_as(const RowCut& cut, const float* dy, const float* x, const float* y, const float* gamma,
+               const float* beta, const double* mean, const double* rstd, double* part) {
   forwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
-      alignas(64) float s[kWide], q[kWide];
+      alignas(64) float s[kWideRow], q[kWideRow];
       Affine f;
       const int64_t k = cut.copies, stride = cut.c * k, at = first * cut.c + c0, rest = at + rows / k * stride;
       if constexpr (kMask == Relu::kAgain) {
@@ -269,7 +203,7 @@ void reduce_as(const Cut& cut, const float* dy, const float* x, const float* y, 
 bool backward_reduce(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
                      const float* beta, const double* mean, const double* rstd, double* sum_dy, double* sum_dy_xhat) {
   for (int64_t j = 0; j < c; ++j) sum_dy[j] = sum_dy_xhat[j] = 0.0;
-  const Cut cut = cut_rows(m, c);
+  const RowCut cut = cut_rows(m, c);
   auto* part = static_cast<double*>(scratch(0, static_cast<size_t>(cut.chunks * c * 2) * sizeof(double)));
   if (!part) return false;
   const auto run = y ? reduce_as<Relu::kSaved> : beta ? reduce_as<Relu::kAgain> : reduce_as<Relu::kNone>;
@@ -293,13 +227,13 @@ struct Sums {
 };
 
 template <Relu kMask, bool kResidual>
-void backward_apply_as(const Cut& cut, const float* dy, const float* x, const float* y, const Sums& sums,
+void backward_apply_as(const RowCut& cut, const float* dy, const float* x, const float* y, const Sums& sums,
                        float* dresidual, float* dx) {
   backwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
       // dx = scale dy + slope (x - shift) + add
       Affine f;
-      alignas(64) float scale[kWide], slope[kWide], add[kWide];
+      alignas(64) float scale[kWideRow], slope[kWideRow], add[kWideRow];
       for (int64_t j = 0; j < c; ++j) {
         const int64_t k = c0 + j;
         const double a = static_cast<double>(sums.gamma[k]) * sums.rstd[k];
@@ -333,7 +267,7 @@ void backward_apply_as(const Cut& cut, const float* dy, const float* x, const fl
 void backward_apply(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
                     const float* beta, const double* mean, const double* rstd, const double* sum_dy,
                     const double* sum_dy_xhat, double count, float* dresidual, float* dx) {
-  const Cut cut = cut_rows(m, c);
+  const RowCut cut = cut_rows(m, c);
   const Sums sums{gamma, beta, mean, rstd, sum_dy, sum_dy_xhat, count};
   const auto run = y      ? (dresidual ? backward_apply_as<Relu::kSaved, true> : backward_apply_as<Relu::kSaved, false>)
                    : beta ? (dresidual ? backward_apply_as<Relu::kAgain, true> : backward_apply_as<Relu::kAgain, false>)

@@ -2,6 +2,7 @@
 #include "ops/conv2d.h"
 
 #include "cpu/conv2d_direct.h"
+#include "cpu/conv2d_finish.h"
 #include "cpu/conv2d_pointwise.h"
 #include "cpu/conv2d_stem.h"
 #include "cpu/conv2d_stride2.h"
@@ -22,15 +23,21 @@ bool by_winograd(const Conv2dShape& shape, Conv2dAlgo algo) {
   return algo == Conv2dAlgo::kWinograd || (algo == Conv2dAlgo::kAuto && conv2d_winograd_pays(shape));
 }
 
-void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const float* bias,
-             bool relu, float* y) {
-  if (is_depthwise(shape)) return depthwise_forward(shape, x, weight, bias, relu, y);
-  if (by_winograd(shape, algo)) return conv2d_winograd_forward(shape, x, weight, bias, relu, y);
-  if (is_pointwise(shape)) return pointwise_forward(shape, x, weight, bias, relu, y);
-  if (algo == Conv2dAlgo::kAuto && conv2d_stride2_pays(shape))
-    return conv2d_stride2_forward(shape, x, weight, bias, relu, y);
-  if (is_stem(shape)) return conv2d_stem_forward(shape, x, weight, bias, relu, y);
-  conv2d_direct_forward(shape, x, weight, bias, relu, y);
+void forward_by(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const Epilogue& e,
+                float* y) {
+  if (is_depthwise(shape)) return depthwise_forward(shape, x, weight, e, y);
+  if (by_winograd(shape, algo)) return conv2d_winograd_forward(shape, x, weight, e, y);
+  if (is_pointwise(shape)) return pointwise_forward(shape, x, weight, e, y);
+  if (algo == Conv2dAlgo::kAuto && conv2d_stride2_pays(shape)) return conv2d_stride2_forward(shape, x, weight, e, y);
+  if (is_stem(shape)) return conv2d_stem_forward(shape, x, weight, e, y);
+  conv2d_direct_forward(shape, x, weight, e, y);
+}
+
+void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const Conv2dEpilogue& e,
+             float* y) {
+  const Finish finish(shape, e, y);
+  forward_by(shape, algo, x, weight, {e.bias, e.relu && !e.residual, finish.active() ? &finish : nullptr}, y);
+  if (e.mean) finish.moments(e.mean, e.m2);
 }
 
 void backward_data(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight, const float* bias,

@@ -179,6 +179,10 @@ void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int
           }
     }
   }
+  if (!plan.finish) return;
+  const int64_t channels = smaller(o1 * kWide, plan.k) - o0 * kWide;
+  for (int64_t i = 0; i < unit.images; ++i)
+    plan.finish->wrote_pixels(((unit.image + i) * plan.oh + unit.row) * plan.ow, unit.rows * plan.ow, channels);
 }
 
 /// Cuts the work into units and shares them out.
@@ -219,8 +223,7 @@ void run(Plan& plan, const float* x, const float* weight, float* y) {
 
 }  // namespace
 
-void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                           float* y) {
+void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const int64_t oh = g.out_h(), ow = g.out_w(), gc = g.group_c();
   Plan plan{};
   plan.n = g.n, plan.h = g.h, plan.w = g.w, plan.c = gc, plan.k = g.group_k(), plan.groups = g.groups;
@@ -228,7 +231,7 @@ void conv2d_direct_forward(const Conv2dShape& g, const float* x, const float* we
   plan.x_image = g.h * g.w * g.c, plan.x_row = g.w * g.c, plan.x_pixel = g.c;
   plan.y_image = oh * ow * g.k, plan.y_row = ow * g.k, plan.y_pixel = g.k;
   plan.ldw = g.k, plan.weight_group = plan.k;
-  plan.bias = bias, plan.relu = relu;
+  plan.bias = e.bias, plan.relu = e.relu, plan.finish = e.finish;
   plan.whole_rows = kRowTaps > 0 && g.s == kRowTaps && g.stride_w == 1 && g.dilation_w == 1;
   allocate_lists(plan, g.r * g.s, 1);
   for (int64_t r = 0; r < g.r; ++r)

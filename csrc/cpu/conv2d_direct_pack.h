@@ -1,5 +1,6 @@
 #pragma once
 // What the direct convolution works through, and how its operands are packed.
+#include "cpu/conv2d_finish.h"
 #include "cpu/conv2d_tile.h"
 #include "cpu/sizes.h"
 #include "cpu/threads.h"
@@ -43,6 +44,7 @@ struct Plan {
   int64_t packed_weights;  // floats of one group
   const float* bias;
   bool relu;
+  const Finish* finish;
 };
 
 /// Which outputs a unit computes.

@@ -39,6 +39,7 @@ struct Product {
   const float* bias;
   bool relu;
   int64_t h, w;  // of an image of y
+  const Finish* finish;
 };
 
 /// How the work is cut.
@@ -127,6 +128,7 @@ void run_narrow(const Product& p, const Weight& weight) {
     p.in.find(first, count, p.x, rows);
     if (p.out.line) fill_gaps(p, first, count, y);
     kernels[p.k - 1](rows, count, p.c, packed, pitch, start, p.relu, y);
+    if (p.finish) p.finish->wrote_pixels(first, count, p.k);
   }
 }
 
@@ -183,6 +185,7 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
       }
     }
   }
+  if (p.finish) p.finish->wrote_pixels(first, count, smaller(q1 * kPanel, p.k) - q0 * kPanel);
 }
 
 /// Packs panels [q0, q1) of a (c, k) matrix, row by row.
@@ -243,16 +246,16 @@ bool is_pointwise(const Conv2dShape& g) {
          (g.out_h() - 1) * g.stride_h < g.h && (g.out_w() - 1) * g.stride_w < g.w;
 }
 
-void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                       float* y) {
-  const Product p{g.n * g.out_h() * g.out_w(), g.c, g.k, input_pixels(g), output_pixels(g), x, y, bias, relu, 0, 0};
+void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
+  const Product p{
+      g.n * g.out_h() * g.out_w(), g.c, g.k, input_pixels(g), output_pixels(g), x, y, e.bias, e.relu, 0, 0, e.finish};
   if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[j * g.k + q]; });
   run(p, [=](int64_t q0, int64_t q1, float* to) { pack_weights(weight, g.c, g.k, q0, q1, to); });
 }
 
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
   const Product p{
-      g.n * g.out_h() * g.out_w(), g.k, g.c, output_pixels(g), input_pixels(g), dy, dx, bias, false, g.h, g.w};
+      g.n * g.out_h() * g.out_w(), g.k, g.c, output_pixels(g), input_pixels(g), dy, dx, bias, false, g.h, g.w, nullptr};
   if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[q * g.k + j]; });
   run(p, [=](int64_t q0, int64_t q1, float* to) {
     for (int64_t q = q0; q < q1; ++q) {

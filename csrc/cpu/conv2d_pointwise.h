@@ -1,5 +1,5 @@
 #pragma once
-#include "ops/conv2d.h"
+#include "cpu/conv2d_finish.h"
 
 namespace medmpi::MEDMPI_ISA {
 
@@ -7,8 +7,7 @@ namespace medmpi::MEDMPI_ISA {
 bool is_pointwise(const Conv2dShape& g);
 
 /// y = max(conv(x, weight) + bias, 0 or -inf).
-void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                       float* y);
+void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y);
 
 /// dx = conv^T(dy, weight) + bias.
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx);

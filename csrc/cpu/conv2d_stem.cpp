@@ -193,8 +193,7 @@ int64_t band_rows(int64_t images, int64_t rows, int64_t most) {
 
 }  // namespace
 
-void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                         float* y) {
+void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const int64_t oh = g.out_h(), ow = g.out_w(), depth = g.r * g.s * g.c;
   if (g.n <= 0 || oh <= 0 || ow <= 0) return;
   const Layout layout = layout_of(g);
@@ -204,7 +203,7 @@ void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weig
       static_cast<float*>(scratch(kSlotWeight, static_cast<size_t>((depth + 1) * k_padded) * sizeof(float)));
   pack_weight(g, depth, weight, packed);
   float* const start = packed + depth * k_padded;
-  for (int64_t k = 0; k < k_padded; ++k) start[k] = bias && k < g.k ? bias[k] : 0.0f;
+  for (int64_t k = 0; k < k_padded; ++k) start[k] = e.bias && k < g.k ? e.bias[k] : 0.0f;
 
   const int64_t rows = band_rows(g.n, oh, kUnitPixels / ow), bands = ceil_div(oh, rows);
   const int64_t tiles = ceil_div(ow, kPixels), columns = ceil_div(ow, tiles);
@@ -229,7 +228,7 @@ void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weig
                         g.k,
                         width - (vectors - 1) * kLanes,
                         ceil_div(kAheadSteps, depth) * columns * g.k,
-                        relu};
+                        e.relu};
         const ForwardTile tile = vectors == 2 ? forward_tile<2>(columns) : forward_tile<1>(columns);
         const float* const in = lines + (i - i0) * g.stride_h * layout.row();
         float* const out = y + (n * oh + i) * ow * g.k + o * kWide;
@@ -238,6 +237,7 @@ void conv2d_stem_forward(const Conv2dShape& g, const float* x, const float* weig
           tile(work, in + j, out + j * g.k);
         }
       }
+    if (e.finish) e.finish->wrote_pixels((n * oh + i0) * ow, (i1 - i0) * ow, g.k);
   }
 }
 

@@ -1,5 +1,5 @@
 #pragma once
-#include "ops/conv2d.h"
+#include "cpu/conv2d_finish.h"
 
 namespace medmpi::MEDMPI_ISA {
 
@@ -8,8 +8,7 @@ namespace medmpi::MEDMPI_ISA {
 constexpr bool is_stem(const Conv2dShape& g) { return g.groups == 1 && g.c <= 8 && g.s > 1 && g.dilation_w == 1; }
 
 /// y = max(conv(x, weight) + bias, 0 or -inf), where is_stem.
-void conv2d_stem_forward(const Conv2dShape& shape, const float* x, const float* weight, const float* bias, bool relu,
-                         float* y);
+void conv2d_stem_forward(const Conv2dShape& shape, const float* x, const float* weight, const Epilogue& e, float* y);
 
 /// dx = conv^T(dy, weight) + bias, where is_stem.
 void conv2d_stem_backward_data(const Conv2dShape& shape, const float* dy, const float* weight, const float* bias,

@@ -33,6 +33,7 @@ struct Problem {
   const float *x, *weight, *bias;              // weight: as arranged
   float* y;
   bool relu;
+  const Finish* finish;
   // derived
   int64_t tiles_h, tiles_w, tiles, blocks, depth;  // blocks of 16 channels; channels of a piece of weights
   const Step* steps;
@@ -152,6 +153,22 @@ void transform_output(const Problem& p, int64_t first, int64_t count, int64_t k0
   }
 }
 
+/// Says which outputs of a forward pass transform_output has written.
+void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
+  int64_t band = -1, values = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const Position at = position(p, first + t);
+    const int64_t row = at.row * Forward::kOut, column = at.column * Forward::kOut;
+    const int64_t next = p.finish->band(at.image, row);
+    if (next != band) {
+      p.finish->wrote_values(band, values);
+      band = next, values = 0;
+    }
+    values += smaller(Forward::kOut, p.oh - row) * smaller(Forward::kOut, p.ow - column) * channels;
+  }
+  p.finish->wrote_values(band, values);
+}
+
 /// M (+)= V U for one class of weights: all tiles of a block by the channels of one piece.
 void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int64_t lanes, const float* v,
               const float* u, float* m) {
@@ -202,6 +219,7 @@ void run_block(const Problem& p, int64_t capacity, const float* weight, int64_t 
       u += piece(channels, lanes);
     }
     transform_output<Way>(p, first, count, k0, lanes, m);
+    if (p.finish) report(p, first, count, smaller(lanes, p.k - k0));
   }
 }
 
@@ -259,12 +277,12 @@ bool conv2d_stride2_pays(const Conv2dShape& g) {
   return 10 * g.out_h() * g.out_w() >= 9 * 4 * tiles;
 }
 
-void conv2d_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                            float* y) {
+void conv2d_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   Problem p{};
   p.n = g.n, p.h = g.h, p.w = g.w, p.c = g.c, p.k = g.k, p.oh = g.out_h(), p.ow = g.out_w();
   p.in_top = g.pad_top, p.in_left = g.pad_left;
-  p.x = x, p.weight = weights_ready() ? nullptr : arrange(p, weight), p.bias = bias, p.y = y, p.relu = relu;
+  p.x = x, p.weight = weights_ready() ? nullptr : arrange(p, weight);
+  p.bias = e.bias, p.y = y, p.relu = e.relu, p.finish = e.finish;
   run<Forward>(p);
 }
 

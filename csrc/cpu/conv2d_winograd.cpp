@@ -36,6 +36,7 @@ struct Problem {
   float* y;
   int64_t weight_tap, weight_row, weight_wide;  // floats from one tap, input channel, kWide output channels to the next
   bool relu;
+  const Finish* finish;
   // derived
   int64_t tiles_h, tiles_w, tiles, blocks, depth;  // blocks of 16 channels; channels of a piece of weights
   const Step* steps;
@@ -168,6 +169,21 @@ void transform_output(const Problem& p, int64_t first, int64_t count, int64_t k0
   }
 }
 
+/// Says which outputs transform_output has written.
+void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
+  int64_t band = -1, values = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    const Position at = position(p, first + t);
+    const int64_t next = p.finish->band(at.image, at.row);
+    if (next != band) {
+      p.finish->wrote_values(band, values);
+      band = next, values = 0;
+    }
+    values += smaller(4, p.oh - at.row) * smaller(4, p.ow - at.column) * channels;
+  }
+  p.finish->wrote_values(band, values);
+}
+
 /// M (+)= V U for one point: all tiles of a block by the channels of one piece.
 void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int64_t lanes, const float* v,
               const float* u, float* m) {
@@ -223,6 +239,7 @@ void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, i
       u += piece(channels, lanes);
     }
     transform_output(p, first, count, k0, lanes, m, m_point);
+    if (p.finish) report(p, first, count, smaller(lanes, p.k - k0));
   }
 }
 
@@ -280,12 +297,11 @@ bool conv2d_winograd_pays(const Conv2dShape& g) {
   return useful(g.out_h(), g.out_w()) && useful(g.h, g.w);
 }
 
-void conv2d_winograd_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                             float* y) {
+void conv2d_winograd_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   Problem p{};
   p.n = g.n, p.h = g.h, p.w = g.w, p.c = g.c, p.k = g.k, p.oh = g.out_h(), p.ow = g.out_w();
   p.pad_top = g.pad_top, p.pad_left = g.pad_left;
-  p.x = x, p.weight = weight, p.bias = bias, p.y = y, p.relu = relu;
+  p.x = x, p.weight = weight, p.bias = e.bias, p.y = y, p.relu = e.relu, p.finish = e.finish;
   p.weight_tap = g.c * g.k, p.weight_row = g.k, p.weight_wide = kWide;
   run(p);
 }

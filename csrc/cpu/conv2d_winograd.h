@@ -1,5 +1,5 @@
 #pragma once
-#include "ops/conv2d.h"
+#include "cpu/conv2d_finish.h"
 
 namespace medmpi::MEDMPI_ISA {
 
@@ -8,8 +8,8 @@ namespace medmpi::MEDMPI_ISA {
 bool conv2d_winograd_pays(const Conv2dShape& shape);
 
 /// y = max(conv(x, weight) + bias, 0 or -inf).
-void conv2d_winograd_forward(const Conv2dShape& shape, const float* x, const float* weight, const float* bias,
-                             bool relu, float* y);
+void conv2d_winograd_forward(const Conv2dShape& shape, const float* x, const float* weight, const Epilogue& e,
+                             float* y);
 
 /// dx = conv^T(dy, weight) + bias.
 void conv2d_winograd_backward_data(const Conv2dShape& shape, const float* dy, const float* weight, const float* bias,

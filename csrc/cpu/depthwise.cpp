@@ -58,7 +58,7 @@ MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, 
 }
 
 /// y = the 3x3 walk over x; `turned`: with the filter rotated by half a turn.
-void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const float* bias, bool relu,
+void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const Epilogue& e,
           float* y) {
   const int64_t pairs = (k.oh + 1) / 2;
 #pragma omp parallel for schedule(static)
@@ -68,9 +68,10 @@ void walk(const Walk& k, int64_t images, const float* x, const float* weight, bo
       Vec tap[9];
 #pragma GCC unroll 9
       for (int t = 0; t < 9; ++t) tap[t] = channels.get(weight + (turned ? 8 - t : t) * k.c + c);
-      const Vec start = bias ? channels.get(bias + c) : Vec{};
-      walk_rows(k, channels, c, i, x + n * k.h * k.w * k.c, tap, start, relu, y + n * k.oh * k.ow * k.c);
+      const Vec start = e.bias ? channels.get(e.bias + c) : Vec{};
+      walk_rows(k, channels, c, i, x + n * k.h * k.w * k.c, tap, start, e.relu, y + n * k.oh * k.ow * k.c);
     });
+    if (e.finish) e.finish->wrote_pixels((n * k.oh + i) * k.ow, smaller(2, k.oh - i) * k.ow, k.c);
   }
 }
 
@@ -146,18 +147,16 @@ void rows_weight(const Conv2dShape& g, int64_t i0, int64_t i1, const float* imag
 
 }  // namespace
 
-void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                       float* y) {
+void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const int64_t oh = g.out_h(), ow = g.out_w();
-  if (is_plain_3x3(g))
-    return walk({g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left}, g.n, x, weight, false, bias, relu, y);
-  if (is_depthwise_stride2(g)) return depthwise_stride2_forward(g, x, weight, bias, relu, y);
+  if (is_plain_3x3(g)) return walk({g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left}, g.n, x, weight, false, e, y);
+  if (is_depthwise_stride2(g)) return depthwise_stride2_forward(g, x, weight, e, y);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * oh; ++line) {
     const int64_t n = line / oh, top = line % oh * g.stride_h - g.pad_top;
     for_channels(g.c, [&](int64_t c, auto channels) {
       for (int64_t j = 0; j < ow; ++j) {
-        Vec sum = bias ? channels.get(bias + c) : Vec{};
+        Vec sum = e.bias ? channels.get(e.bias + c) : Vec{};
         for (int64_t r = 0; r < g.r; ++r) {
           const int64_t h = top + r * g.dilation_h;
           if (h < 0 || h >= g.h) continue;
@@ -168,17 +167,19 @@ void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight
                 channels.get(x + ((n * g.h + h) * g.w + w) * g.c + c) * channels.get(weight + (r * g.s + s) * g.c + c);
           }
         }
-        if (relu) sum = sum < Vec{} ? Vec{} : sum;
+        if (e.relu) sum = sum < Vec{} ? Vec{} : sum;
         channels.put(y + (line * ow + j) * g.c + c, sum);
       }
     });
+    if (e.finish) e.finish->wrote_pixels(line * ow, ow, g.c);
   }
 }
 
 void depthwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
   const int64_t oh = g.out_h(), ow = g.out_w();
   if (is_plain_3x3(g))
-    return walk({oh, ow, g.c, g.h, g.w, 2 - g.pad_top, 2 - g.pad_left}, g.n, dy, weight, true, bias, false, dx);
+    return walk({oh, ow, g.c, g.h, g.w, 2 - g.pad_top, 2 - g.pad_left}, g.n, dy, weight, true, {bias, false, nullptr},
+                dx);
   if (is_depthwise_stride2(g)) return depthwise_stride2_backward_data(g, dy, weight, bias, dx);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * g.h; ++line) {

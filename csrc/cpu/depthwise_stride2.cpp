@@ -51,8 +51,7 @@ MEDMPI_INLINE Columns<Full> columns_of(const Walk& k, Channels<Full> channels, i
 
 }  // namespace
 
-void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                               float* y) {
+void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const Walk k{g.h, g.w, g.c, g.out_h(), g.out_w(), g.pad_top, g.pad_left};
   const Inner inner = inner_columns(k);
   const bool far = is_far(g);
@@ -66,7 +65,7 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
     for_channels(k.c, [&](int64_t c, auto channels) {
       Vec tap[9];
       load_taps(weight + c, k.c, [&](const float* p) { return channels.get(p); }, tap);
-      const Vec start = bias ? channels.get(bias + c) : Vec{};
+      const Vec start = e.bias ? channels.get(e.bias + c) : Vec{};
       const auto columns = columns_of(k, channels, c, i, image);
       float* out = y + line * k.ow * k.c + c;
       Vec a[3], b[3];
@@ -83,7 +82,7 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
         Vec sum =
             (carry + a[0] * tap[1] + a[1] * tap[4] + a[2] * tap[7]) + (b[0] * tap[2] + b[1] * tap[5] + b[2] * tap[8]);
         carry = start + b[0] * tap[0] + b[1] * tap[3] + b[2] * tap[6];
-        if (relu) sum = sum < Vec{} ? Vec{} : sum;
+        if (e.relu) sum = sum < Vec{} ? Vec{} : sum;
         channels.put(out, sum);
         out += k.c;
       };
@@ -92,6 +91,7 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
       for (; j < inner.end; ++j) step(j, true);
       for (; j < k.ow; ++j) step(j, false);
     });
+    if (e.finish) e.finish->wrote_pixels(line * k.ow, k.ow, k.c);
   }
 }
 

@@ -1,6 +1,6 @@
 #pragma once
+#include "cpu/conv2d_finish.h"
 #include "cpu/depthwise_rows.h"
-#include "ops/conv2d.h"
 
 namespace medmpi::MEDMPI_ISA {
 
@@ -14,8 +14,7 @@ constexpr bool is_depthwise_stride2(const Conv2dShape& g) {
 constexpr bool is_far(const Conv2dShape& g) { return g.n * g.h * g.w * g.c > 1 << 20; }
 
 /// y = conv(x, weight) + bias, then max(y, 0) if `relu`; bias may be null.
-void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const float* bias, bool relu,
-                               float* y);
+void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y);
 /// dx = conv^T(dy, weight) + bias; bias may be null.
 void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
                                      float* dx);

@@ -25,12 +25,21 @@ struct Conv2dShape {
 /// How the 3x3 arithmetic is done. kAuto lets the backend choose by shape.
 enum class Conv2dAlgo : int32_t { kAuto, kDirect, kWinograd };
 
+/// What becomes of the sums of a forward pass: y = sums + bias (+ residual), then max(y, 0) if `relu`; and the moments
+/// of y for the batch normalisation that follows. Null pointers: nothing of the kind.
+struct Conv2dEpilogue {
+  const float* bias;      // k
+  const float* residual;  // as y, may not be y
+  bool relu;
+  double *mean, *m2;  // k each, or both null: mean and sum of squared deviations of each channel
+};
+
 /// 2-D convolution of S0 eq. 4 as networks use it (cross-correlation) and its gradients. All arrays are contiguous
 /// float32.
 struct Conv2dOps {
-  /// y = conv(x, weight) + bias, then max(y, 0) if `relu`. `bias` (k) may be null.
-  void (*forward)(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const float* bias,
-                  bool relu, float* y);
+  /// y = conv(x, weight) and what the epilogue says.
+  void (*forward)(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight,
+                  const Conv2dEpilogue& epilogue, float* y);
   /// dx = conv^T(dy, weight) + bias: the gradient for x, and with `bias` (c, may be null) the transposed convolution.
   void (*backward_data)(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight,
                         const float* bias, float* dx);

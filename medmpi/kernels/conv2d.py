@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from . import _core
 from .arrays import Array, empty, remembered, shape_of
 
 WeightCache = _core.WeightCache
+Array64: TypeAlias = NDArray[np.float64]
 Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 
@@ -102,6 +104,7 @@ def conv2d(
     groups: int = 1,
     residual: Array | None = None,
     relu: bool = False,
+    moments: tuple[Array64, Array64] | None = None,
     algo: str = "auto",
     cache: WeightCache | None = None,
     out: Array | None = None,
@@ -109,8 +112,9 @@ def conv2d(
     """Cross-correlation of ``x (N, H, W, C)`` with ``weight (R, S, C/groups, K)``, as ``torch.nn.functional.conv2d``.
 
     ``bias (K,)`` and ``residual``, of the result's shape, are added, then, with ``relu``, negative results become 0.
-    ``algo``: ``"direct"``, ``"winograd"``
-    (3 x 3 filters of stride 1; errors of 1e-5 of the largest result, about half the time) or ``"auto"``, which chooses
+    ``moments``, two float64 arrays (K,), receive each channel's mean and sum of squared deviations from it over the
+    result, as ``batch_norm_statistics`` computes them. All of this is done while the result is in cache.
+    ``algo``: ``"direct"``, ``"winograd"`` (3 x 3 filters of stride 1; errors of 1e-5 of the largest result, about half the time) or ``"auto"``, which chooses
     by the layer's sizes, never by the batch's. ``cache``, one for each layer, keeps the weights as the kernel wants
     them for the next call: only for weights that do not change (or call its ``clear()`` when they do).
     Raises TypeError for a wrong dtype or layout, ValueError for sizes that do not fit.
@@ -118,7 +122,8 @@ def conv2d(
     window = _window("conv2d", stride, padding, dilation, groups)
     if out is None:
         out = empty(_output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window))
-    _core.conv2d(x, weight, bias, residual, out, window, algo, relu, cache)
+    mean, m2 = moments or (None, None)
+    _core.conv2d(x, weight, bias, residual, mean, m2, out, window, algo, relu, cache)
     return out
 
 
@@ -260,7 +265,7 @@ def conv_transpose2d_backward_data(
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
         out = empty(shape)
-    _core.conv2d(dy, weight, None, None, out, window, algo, False, None)
+    _core.conv2d(dy, weight, None, None, None, None, out, window, algo, False, None)
     return out
 
 
