@@ -194,6 +194,12 @@ class Graph:
 
         return fuse(self)
 
+    def unfuse(self) -> Graph:
+        """This graph with a node for each operation: the same network in more passes over memory, to compare."""
+        from .fuse import unfuse
+
+        return unfuse(self)
+
     def fold(self) -> Graph:
         """A copy for inference alone, with batch normalisation folded into the convolutions before it.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -56,6 +57,16 @@ class Context:
     first_sample: int = 0
     statistics: Statistics | None = None
     keep: bool = False
+    moments: dict[int, tuple[weakref.ref[Array], Moments, Moments]] = field(default_factory=dict, repr=False)
+
+    def note_moments(self, y: Array, mean: Moments, m2: Moments) -> None:
+        """A convolution's moments of its result, taken on the way, for the batch normalisation that reads it."""
+        self.moments[id(y)] = weakref.ref(y), mean, m2
+
+    def noted_moments(self, x: Array) -> tuple[Moments, Moments] | None:
+        """Mean and sum of squared deviations per channel where somebody noted them for this very array."""
+        note = self.moments.pop(id(x), None)
+        return note[1:] if note is not None and note[0]() is x else None
 
     def key(self, name: str) -> int:
         """A 63-bit key for the random numbers of the layer ``name`` in this step."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
 from ..kernels.arrays import Array
 from .initialise import Initializer, fan_uniform
 from .layer import Context, Layer, Padding, Pair, ParameterSpec, Shape, image_shape, pair, sides, window_size
+
+_MANY_OUTPUTS = 1 << 18  # values from which a second-level cache holds no result until the next layer reads it
 
 
 class _Convolution(Layer):
@@ -55,8 +58,11 @@ class _Convolution(Layer):
 class Conv2d(_Convolution):
     """2-D cross-correlation with zero padding, as ``torch.nn.Conv2d`` (S0 eq. 4 up to the kernel's flip).
 
-    ``relu`` clips the result in the same pass; ``Graph.fuse`` sets it.
+    ``relu`` clips the result in the same pass; with ``normalised``, for a batch normalisation that alone reads the
+    result, large ones get their moments on the way. ``Graph.fuse`` sets both.
     """
+
+    normalised = False
 
     def __init__(
         self,
@@ -89,8 +95,20 @@ class Conv2d(_Convolution):
 
     def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
         (x,) = xs
-        y = K.conv2d(x, self.p["weight"], self.p.get("bias"), relu=self.relu, **self.window)
+        moments = self._moments(x) if context.train else None
+        y = K.conv2d(x, self.p["weight"], self.p.get("bias"), relu=self.relu, moments=moments, **self.window)
+        if moments is not None:
+            context.note_moments(y, *moments)
         return y, (x, y if self.relu else None)
+
+    def _moments(self, x: Array) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+        """Places for the moments that the normalisation behind needs, where taking them in cache pays."""
+        if not self.normalised or self.frozen or self.exact is not None:
+            return None
+        (sh, sw), k = self.stride, self.out_channels
+        if x.size // (self.in_channels * sh * sw) * k < _MANY_OUTPUTS:
+            return None
+        return np.empty(k), np.empty(k)
 
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False

@@ -72,17 +72,22 @@ class BatchNorm2d(Layer):
                 eps=self.eps, relu=self.relu, residual=residual, out=x if overwrite else None,
             )  # fmt: skip
             return y, _Fixed(x, y if self.relu else None)
-        joint = self.forward_meet([xs], context) if self.meets(context) else self._own_moments(x)
+        joint = self.forward_meet([xs], context) if self.meets(context) else self._own_moments(x, context)
         return self.forward_after(xs, joint, context)
 
     def meets(self, context: Context) -> bool:
         return context.train and context.statistics is not None and not self.frozen
 
-    def _own_moments(self, x: Array) -> Joint:
+    def _own_moments(self, x: Array, context: Context) -> Joint:
         """Count, mean and sum of squared deviations per channel of the samples at hand alone."""
-        moments = K.batch_norm_statistics(x)
+        moments = self._moments(x, context)
         self._track(*moments)
         return moments
+
+    def _moments(self, x: Array, context: Context) -> Joint:
+        """The same, from the convolution before where it has taken them on its way."""
+        noted = context.noted_moments(x)
+        return K.batch_norm_statistics(x) if noted is None else (x.size // self.channels, *noted)
 
     def forward_meet(self, batches: Sequence[Sequence[Array]], context: Context) -> Joint:
         """Count, mean and sum of squared deviations of the batch of all micro-batches and ranks, per channel."""
@@ -90,7 +95,7 @@ class BatchNorm2d(Layer):
         pieces = [piece for xs in batches for piece in self._pieces(xs[0])]
         rows = np.empty((len(pieces), 1 + 2 * self.channels))
         for row, piece in zip(rows, pieces, strict=True):
-            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = K.batch_norm_statistics(piece)
+            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = self._moments(piece, context)
         if self.exact is not None:
             moments = context.statistics.merge_parts(rows)
         elif len(rows) == 1:

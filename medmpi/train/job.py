@@ -279,7 +279,7 @@ def network_of(options: Options, dataset: Dataset) -> nn.Graph:
         )
     except ValueError as error:
         raise Failure(str(error), USAGE) from error
-    graph = graph.fuse()
+    graph = graph.fuse() if options.fuse else graph.unfuse()
     freeze(graph, options.freeze)
     return graph
 

@@ -187,6 +187,9 @@ class Options:
     balance: bool = _option(
         False, "parallel", "let the ranks' shares of a batch follow their measured speed; the batches stay the same"
     )
+    fuse: bool = _option(
+        True, "parallel", "run convolution, normalisation, addition and ReLU in one where the model allows"
+    )
     device: str = _option("cpu", "parallel", "where kernels run", choices=("cpu", "cuda"))
     precision: str = _option("fp32", "parallel", "compute precision", choices=("fp32", "tf32", "bf16"))
     threads: int | None = _option(
