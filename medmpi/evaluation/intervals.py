@@ -43,7 +43,9 @@ def wilson(hits: int, n: int, level: float = 0.95) -> Interval:
 def delong(positive: Flags, score: NDArray[np.floating], level: float = 0.95) -> Interval:
     """Area under the ROC curve with DeLong's interval (1988, by midranks as Sun and Xu 2014); ties count half.
 
-    The interval is cut to 0..1. With one positive or one negative the variance is not known: its ends are NaN.
+    The interval is cut to 0..1. With one positive or one negative the variance is unknown: its ends are NaN. Where the
+    classes are told apart without an error DeLong's variance is 0, however few samples there are: the interval then is
+    Newcombe's (2006, method 5), which solves for the areas from which such a sample is not too unlikely.
     """
     positive = np.asarray(positive, bool)
     values = np.asarray(score, np.float64)
@@ -57,10 +59,24 @@ def delong(positive: Flags, score: NDArray[np.floating], level: float = 0.95) ->
     v10 = (ranks[positive] - _midranks(values[positive])) / n
     v01 = 1 - (ranks[~positive] - _midranks(values[~positive])) / m
     area = float(v10.mean())
+    if area in (0.0, 1.0):
+        away = _newcombe(m, n, _quantile(level))
+        return Interval(area, away if area else 0.0, 1.0 if area else 1 - away, "Newcombe")
     if m < 2 or n < 2:
         return Interval(area, math.nan, math.nan, "DeLong")
     half = _quantile(level) * math.sqrt(float(v10.var(ddof=1)) / m + float(v01.var(ddof=1)) / n)
     return Interval(area, max(0.0, area - half), min(1.0, area + half), "DeLong")
+
+
+def _newcombe(m: int, n: int, z: float) -> float:
+    """The lower end for an area of 1 of m positives and n negatives: 1 - a = z sqrt(V(a)), V of Hanley and McNeil."""
+    half = (m + n) / 2
+    low, high = 0.0, 1.0
+    while high - low > 1e-9:
+        a = (low + high) / 2
+        variance = a * (1 - a) / (m * n) * (2 * half - 1 - (3 * half - 3) / ((2 - a) * (1 + a)))
+        low, high = (a, high) if 1 - a > z * math.sqrt(variance) else (low, a)
+    return low
 
 
 def bootstrap(

@@ -61,6 +61,13 @@ def test_delong_without_enough_says_so():
     found = delong(np.array([True, False, False]), np.array([1.0, 0.0, 2.0]))
     assert found.value == 0.5
     assert math.isnan(found.low)
+    few, many = (delong(np.repeat([True, False], k), np.repeat([1.0, 0.0], k)) for k in (5, 100))
+    assert few.method == "Newcombe"
+    assert (few.value, few.high) == (1, 1)
+    assert 0.5 < few.low < 0.8  # a perfect order of ten samples proves little
+    assert 0.95 < many.low < 1
+    reverse = delong(np.repeat([True, False], 5), np.repeat([0.0, 1.0], 5))
+    assert (reverse.value, reverse.low, reverse.high) == (0, 0, pytest.approx(1 - few.low))
     assert math.isnan(delong(np.ones(3, bool), np.arange(3.0)).value)
     assert math.isnan(delong(np.array([True, False]), np.array([np.nan, 1.0])).value)
     with pytest.raises(ValueError, match="expected one each"):
