@@ -22,6 +22,7 @@ from .picture import resize_mask
 from .readers import read_header, read_image, read_mask
 from .reading import Reading, laid
 from .source import ArraySource, Images, Source, Targets, memory_limit
+from .waiting import Count
 
 # Images stay in memory up to this size in all; beyond, they are decoded again whenever they are read.
 _IN_MEMORY_BYTES = min(1 << 30, memory_limit())
@@ -153,7 +154,7 @@ def check_headers(
     largest = (0, 0)
     grey = True
     for split, entries in listed.items():
-        headers = by_threads(reader.header, entries)
+        headers = by_threads(reader.header, entries, "headers")
         kept[split] = []
         reader.survivors(entries, headers)
         for entry, header in zip(entries, headers, strict=True):
@@ -181,7 +182,7 @@ def check_masks(reader: FileReader, entries: dict[str, list[Entry]]) -> tuple[di
     """The readable pairs and the classes; decides how mask numbers become classes."""
     kept, values = {}, {}
     for split, listed in entries.items():
-        found = by_threads(reader.mask_values, listed)
+        found = by_threads(reader.mask_values, listed, "masks")
         kept[split] = reader.survivors(listed, found)
         arrays = [v for v in found if not isinstance(v, DataError)]
         values[split] = np.unique(np.concatenate([np.empty(0, np.int64), *arrays]))
@@ -211,7 +212,7 @@ def make_part(reader: FileReader, entries: list[Entry], size: tuple[int, int], *
         masks = reader.mask(entry) if segmentation else empty
         return (images, masks) if in_memory else (empty, empty)
 
-    decoded = by_threads(decode, entries)
+    decoded = by_threads(decode, entries, "images")
     entries = reader.survivors(entries, decoded)
     labels = np.array([entry.label for entry in entries for _ in range(entry.frames)], dtype=np.int64)
     source: Source
@@ -240,14 +241,17 @@ def groups_of(entries: Sequence[Entry]) -> tuple[str, ...] | None:
     return tuple(name for name, entry in zip(names, entries, strict=True) for _ in range(entry.frames))
 
 
-def by_threads(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R | DataError]:
+def by_threads(function: Callable[[_T], _R], items: Sequence[_T], what: str = "reading") -> list[_R | DataError]:
     """The function of each item, or its DataError, by a few threads (decoders release the GIL)."""
+    count = Count(what, len(items))
 
     def guarded(item: _T) -> _R | DataError:
         try:
             return function(item)
         except DataError as error:
             return error
+        finally:
+            count.one()
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         return list(pool.map(guarded, items))

@@ -16,6 +16,7 @@ from .hdf5_set import open_hdf5
 from .nifti_set import open_nifti
 from .npz import open_npz
 from .opened import Opened, Part, assemble
+from .waiting import told_to
 
 Size: TypeAlias = tuple[int, int] | None
 
@@ -29,6 +30,7 @@ def open_dataset(
     image_size: int | tuple[int, int] | None = None,
     seed: int = 0,
     val_fraction: float = 0.1,
+    say: Callable[[str], None] | None = None,
 ) -> Dataset:
     """Open the data that ``spec`` names: ``kind``, ``kind:path`` or ``kind:path?option=value,option=value``.
 
@@ -37,6 +39,7 @@ def open_dataset(
     ``pairs:DIR``, ``nifti:DIR`` and ``cbis-ddsm:DIR`` are read; their modules list their options.
     ``task`` is found from the data unless given; the phantom has both. ``image_size`` (h, w) resizes every image.
     ``val_fraction`` is cut from training, stratified and by ``seed``, for each split that the files lack.
+    ``say`` is told every ten seconds how far a long opening is.
 
     Raises DataError for files that cannot be used and ValueError for a spec or an argument that makes no sense.
     """
@@ -50,7 +53,8 @@ def open_dataset(
         opened = _open_phantom(spec, rest, task, size, seed)
     elif kind in _FORMATS:
         path, options = _path_and_options(kind, rest)
-        opened = _FORMATS[kind](path, task, options, size)
+        with told_to(say):
+            opened = _FORMATS[kind](path, task, options, size)
     else:
         raise ValueError(f"open_dataset: {spec!r} is not a data spec, expected {_SPECS}")
     name = kind if kind == "phantom" else Path(opened.path).stem

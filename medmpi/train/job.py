@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ def build_job(options: Options, world: World) -> Job:
     """Builds the job on every rank; Failure with one line and exit code where settings and data do not fit."""
     if options.threads is not None:
         K.set_threads(options.threads)
-    dataset = together(world, lambda: open_data(options))
+    loud = world.rank == 0 and not options.quiet
+    dataset = together(world, lambda: open_data(options, _say if loud else None))
     options = settle(options, dataset.task, len(dataset.splits["train"]))
     world.reproducible = options.reproducible
     model = together(world, lambda: network_of(options, dataset))
@@ -223,8 +225,15 @@ def _check_batch(options: Options, grid: Grid) -> None:
         )
 
 
-def open_data(options: Options) -> Dataset:
-    """The data that the settings name; Failure where it cannot be used or does not fit the model."""
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def open_data(options: Options, say: Callable[[str], None] | None = None) -> Dataset:
+    """The data that the settings name; Failure where it cannot be used or does not fit the model.
+
+    ``say`` is told how far a long opening is.
+    """
     size = options.image_size
     try:
         dataset = open_dataset(
@@ -233,6 +242,7 @@ def open_data(options: Options) -> Dataset:
             image_size=None if size is None else (size[0], size[-1]),
             seed=options.seed,
             val_fraction=options.val_fraction,
+            say=say,
         )
     except DataError as error:
         raise Failure(str(error), BAD_DATA) from error

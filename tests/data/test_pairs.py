@@ -92,3 +92,14 @@ def test_real_nuclei(real_data):
     dataset = open_dataset(f"pairs:{folder}?masks=binary", image_size=64)
     assert sum(len(s) for s in dataset.splits.values()) == 132
     assert dataset.channels == 3
+
+
+def test_a_long_opening_says_how_far_it_is(flat, monkeypatch):
+    monkeypatch.setattr("medmpi.data.waiting._INTERVAL", 0.0)
+    lines = []
+    open_dataset(f"pairs:{flat}", image_size=16, val_fraction=0, say=lines.append)
+    assert "images: 10 of 10 files, about 0 s left" in lines
+    assert any(line.startswith("masks: ") for line in lines)
+    before = len(lines)
+    open_dataset(f"pairs:{flat}", image_size=16, val_fraction=0)
+    assert len(lines) == before
