@@ -56,6 +56,8 @@ class Column:
     accuracy: dict[str, float]  # of train, val and test
     test_auc: float
     seconds: float
+    f1: float = float("nan")
+    """Mean over classes, of the last split that there is; for masks the mean Dice."""
 
     @property
     def gap(self) -> float:
@@ -203,13 +205,15 @@ def _train(name: str, options: Options, world: World) -> Column:
 
     done = run(options, world)
     accuracy = {}
-    auc = float("nan")
+    auc = f1 = float("nan")
     for split in ("train", "val", "test"):
         scores = evaluate(done.job, split, world)
         accuracy[split] = scores.accuracy
+        if scores.samples:
+            f1 = scores.f1
         if split == "test":
             auc = scores.auc
-    return Column(name, len(done.job.parameters), done.epoch, accuracy, auc, done.seconds)
+    return Column(name, len(done.job.parameters), done.epoch, accuracy, auc, done.seconds, f1)
 
 
 def table(columns: Sequence[Column], model: str, data: str, source: str) -> str:
@@ -228,6 +232,7 @@ def table(columns: Sequence[Column], model: str, data: str, source: str) -> str:
         ["test accuracy", *(percent(c.accuracy["test"]) for c in columns)],
         ["train minus test", *(f"{100 * c.gap:+.2f} points" for c in columns)],
         ["test AUC", *(f"{c.test_auc:.4f}" if c.test_auc == c.test_auc else "–" for c in columns)],
+        ["F1 (masks: Dice), mean over classes", *(f"{c.f1:.4f}" if c.f1 == c.f1 else "–" for c in columns)],
         ["time", *(f"{c.seconds:.0f} s" for c in columns)],
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(1 + len(columns))]

@@ -122,9 +122,20 @@ def test_comparison(source, tmp_path, capsys):
     assert [column["name"] for column in found] == ["feature extraction", "fine-tuning", "from scratch"]
     test = json.loads((out / "fine-tuning" / "test.json").read_text())
     assert found[1]["accuracy"]["test"] == pytest.approx(test["accuracy"])
+    assert found[1]["f1"] == pytest.approx(test["f1"])
     assert found[0]["trained"] == 32 * 4 + 4 < found[1]["trained"] == found[2]["trained"]
     assert cli.main(["transfer", *words]) == 2
     assert "holds a comparison already" in capsys.readouterr().err
+
+
+def test_masks_are_transferred_too(tmp_path, capsys):
+    flags = ["--model=unet", "--task=segmentation", "--width=4", "--epochs=1", "--batch-size=12", "--threads=1"]
+    flags += ["--data=phantom:size=16,samples=24", "--no-report", "--quiet", f"--out={tmp_path}"]
+    assert cli.main(["transfer", "--pretrain=phantom:size=16,samples=24,channels=3", *flags]) == 0
+    columns = json.loads((tmp_path / "transfer.json").read_text())["columns"]
+    assert columns[0]["trained"] < columns[1]["trained"]
+    assert 0 < columns[1]["f1"] <= 1
+    assert "Dice" in capsys.readouterr().out
 
 
 def test_overfitting_is_called_out():
