@@ -52,7 +52,8 @@ def make(
         Manifest(
             model=classifier.path, model_digest=classifier.digest, classes=classifier.columns,
             window=classifier.window, stride=stride, engine=engine, stain=stain,
-            slides=manifests.slide_entries(stores, stain=stains), algorithms=algorithms, skipped=skipped or {},
+            slides=manifests.slide_entries(stores, window=max(classifier.window), stain=stains),
+            algorithms=algorithms, skipped=skipped or {},
             slides_folder=None if slides_folder is None else str(slides_folder.resolve()),
         ),
     )  # fmt: skip

@@ -95,15 +95,21 @@ def store_digest(store: Store) -> str:
 
 
 def slide_entries(
-    paths: Sequence[Path], *, stain: Callable[[Store], dict[str, Any] | None] = lambda store: None
+    paths: Sequence[Path], *, window: int = 0, stain: Callable[[Store], dict[str, Any] | None] = lambda store: None
 ) -> tuple[SlideEntry, ...]:
     """The stores as entries, in order of name; DataError where two are of the same slide.
 
-    ``stain(store)`` gives the fit of a slide's stains, or why there is none.
+    Windows of ``window`` pixels must find their context. ``stain(store)`` gives the fit of a slide's stains, or why
+    there is none.
     """
     found: dict[str, SlideEntry] = {}
     for path in sorted(paths):
         with Store(path) as store:
+            if window // 2 > store.meta.context:
+                raise DataError(
+                    path, f"has {store.meta.context} pixels of context, windows of {window} need {window // 2}",
+                    f"prepare it with --context {window // 2}",
+                )  # fmt: skip
             entry = SlideEntry(
                 path.stem, str(path.resolve()), store.meta.slide_id, store_digest(store), store.meta.groups,
                 store.meta.patches, stain(store),

@@ -17,6 +17,7 @@ from medmpi.slide.overlay import fitting, size_at, transparent
 from medmpi.slide.reader import Pixels, Slide
 
 _TILE = 512
+# The canvas drawer: WebGL refuses pictures of file:// pages.
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <script src="openseadragon.min.js"></script>
@@ -32,7 +33,7 @@ header {{ height: 40px; display: flex; gap: 1em; align-items: center; padding: 0
 <div id="view"></div>
 <script>
 const viewer = OpenSeadragon({{id: "view", showNavigationControl: false, showNavigator: true,
-  maxZoomPixelRatio: 8, imageSmoothingEnabled: true, tileSources: [{slide}]}});
+  drawer: "canvas", maxZoomPixelRatio: 8, imageSmoothingEnabled: true, tileSources: [{slide}]}});
 const heat = {heat};
 let layer = null;
 const opacity = document.getElementById("opacity");

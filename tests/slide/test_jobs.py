@@ -299,6 +299,15 @@ def test_a_refused_array_stops_the_submission(prepared, tmp_path):
     assert "Invalid job array specification" in done.stderr
 
 
+def test_windows_must_find_their_context(prepared, capsys):
+    slide, stores = str(prepared / "a.tif"), prepared / "narrow"
+    assert main(["prepare", slide, "--out", str(stores), "--context", "8", "--pixels", "none", "--quiet"]) == 0
+    words = ["run", str(stores), "--out", str(prepared / "narrow-run"), "--model", str(prepared / "model.safetensors")]
+    assert main(words) == 3
+    assert "prepare it with --context 16" in capsys.readouterr().err
+    assert not (prepared / "narrow-run").exists()
+
+
 def test_commands_say_what_is_wrong(tmp_path, capsys):
     assert main(["stich"]) == 2
     assert "did you mean 'stitch'?" in capsys.readouterr().err
