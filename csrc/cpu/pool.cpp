@@ -16,6 +16,25 @@ MEDMPI_INLINE void store_index(uint8_t* p, Mask v) {
 }
 MEDMPI_INLINE void store_index(int32_t* p, Mask v) { std::memcpy(p, &v, sizeof v); }
 
+/// The largest value so far and its place; NaN wins over numbers and stays.
+struct Best {
+  Vec value;
+  Mask place;
+
+  MEDMPI_INLINE void meet(Vec v, int32_t at) {
+#if defined(__AVX512F__)  // the compiler would carry the choice through vector registers
+    const __mmask16 better =
+        static_cast<__mmask16>(_mm512_cmp_ps_mask(v, value, _CMP_GT_OQ) | _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q));
+    value = _mm512_mask_mov_ps(value, better, v);
+    place = reinterpret_cast<Mask>(_mm512_mask_set1_epi32(reinterpret_cast<__m512i>(place), better, at));
+#else
+    const Mask better = (v > value) | (v != v);
+    value = better ? v : value;
+    place = better ? Mask{} + at : place;
+#endif
+  }
+};
+
 /// The part of a window that is inside the image along one axis: taps first .. last-1, the first at `position`.
 struct Taps {
   int64_t first, last, position;
@@ -37,19 +56,26 @@ template <typename Index>
 MEDMPI_INLINE void max_vector(const MaxPool& d, const Taps& rows, const Taps& columns, const float* x, float* y,
                               Index* index) {
   const int64_t down = d.dilation_h * d.w * d.c, right = d.dilation_w * d.c;
-  Vec best = load(x);
-  Mask place = Mask{} + static_cast<int32_t>(rows.first * d.s + columns.first);
+  Best best{load(x), Mask{} + static_cast<int32_t>(rows.first * d.s + columns.first)};
   for (int64_t r = rows.first; r < rows.last; ++r, x += down) {
     const float* at = x;
-    for (int64_t s = columns.first; s < columns.last; ++s, at += right) {
-      const Vec v = load(at);
-      const Mask better = (v > best) | (v != v);
-      best = better ? v : best;
-      place = better ? Mask{} + static_cast<int32_t>(r * d.s + s) : place;
-    }
+    for (int64_t s = columns.first; s < columns.last; ++s, at += right)
+      best.meet(load(at), static_cast<int32_t>(r * d.s + s));
   }
-  store(y, best);
-  store_index(index, place);
+  store(y, best.value);
+  store_index(index, best.place);
+}
+
+/// The same for a window of Size x Size neighbours that is all inside.
+template <int Size, typename Index>
+MEDMPI_INLINE void max_inside(int64_t down, int64_t right, const float* x, float* y, Index* index) {
+  Best best{load(x), Mask{}};
+#pragma GCC unroll 3
+  for (int r = 0; r < Size; ++r)
+#pragma GCC unroll 3
+    for (int s = 0; s < Size; ++s) best.meet(load(x + r * down + s * right), r * Size + s);
+  store(y, best.value);
+  store_index(index, best.place);
 }
 
 template <typename Index>
@@ -72,6 +98,7 @@ MEDMPI_INLINE void max_value(const MaxPool& d, const Taps& rows, const Taps& col
 
 template <typename Index>
 void max_as(const MaxPool& d, const float* x, float* y, Index* index) {
+  const int64_t size = d.r == d.s && d.dilation_h == 1 && d.dilation_w == 1 ? d.r : 0;
 #pragma omp parallel for schedule(static) if (d.n * d.p * d.q * d.c > 8192)
   for (int64_t row = 0; row < d.n * d.p; ++row) {
     const Taps rows = taps_inside(row % d.p, d.stride_h, d.pad_h, d.dilation_h, d.r, d.h);
@@ -88,6 +115,11 @@ void max_as(const MaxPool& d, const float* x, float* y, Index* index) {
         }
         continue;
       }
+      const bool inside = rows.last - rows.first == d.r && columns.last - columns.first == d.s;
+      if (inside && size == 2)
+        for (; j + kLanes <= d.c; j += kLanes) max_inside<2>(d.w * d.c, d.c, from + j, y + to + j, index + to + j);
+      if (inside && size == 3)
+        for (; j + kLanes <= d.c; j += kLanes) max_inside<3>(d.w * d.c, d.c, from + j, y + to + j, index + to + j);
       for (; j + kLanes <= d.c; j += kLanes) max_vector(d, rows, columns, from + j, y + to + j, index + to + j);
       for (; j < d.c; ++j) max_value(d, rows, columns, from + j, y + to + j, index + to + j);
     }
@@ -162,6 +194,20 @@ MEDMPI_INLINE void average_vectors(int64_t rows, int64_t columns, int64_t down, 
   for (int i = 0; i < kVectors; ++i) store(y + i * kLanes, sum[i] / size);
 }
 
+/// The same for a window of Size x Size.
+template <int Size>
+MEDMPI_INLINE void average_square(int64_t down, int64_t right, float size, const float* x, float* y) {
+  Vec sum{};
+#pragma GCC unroll 3
+  for (int r = 0; r < Size; ++r) {
+    Vec line{};
+#pragma GCC unroll 3
+    for (int s = 0; s < Size; ++s) line += load(x + r * down + s * right);
+    sum += line;
+  }
+  store(y, sum / size);
+}
+
 float average_value(int64_t rows, int64_t columns, int64_t down, int64_t right, float size, const float* x) {
   float sum = 0.0f;
   for (int64_t r = 0; r < rows; ++r, x += down) {
@@ -183,6 +229,10 @@ void average(int64_t n, int64_t c, const Windows& down, const Windows& across, c
       const float* from = image + across.begin[q] * c;
       float* to = y + (row * across.out + q) * c;
       int64_t j = 0;
+      if (rows == 2 && columns == 2)
+        for (; j + kLanes <= c; j += kLanes) average_square<2>(line, c, size, from + j, to + j);
+      if (rows == 3 && columns == 3)
+        for (; j + kLanes <= c; j += kLanes) average_square<3>(line, c, size, from + j, to + j);
       for (; j + 4 * kLanes <= c; j += 4 * kLanes) average_vectors<4>(rows, columns, line, c, size, from + j, to + j);
       for (; j + kLanes <= c; j += kLanes) average_vectors<1>(rows, columns, line, c, size, from + j, to + j);
       for (; j < c; ++j) to[j] = average_value(rows, columns, line, c, size, from + j);
