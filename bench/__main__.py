@@ -24,6 +24,7 @@ FAMILIES = (
     "allreduce",
     "work",
     "balance",
+    "scaling",
     "faults",
 )
 

@@ -24,15 +24,36 @@ def cases(rivals: set[str]) -> Iterator[Case]:
         out = K.empty(shape)
         work: dict[str, dict[str, Work]] = {
             "fwd": {"medmpi": lambda: K.batch_norm(x, gamma, beta, relu=True)},
+            # as the graph runs it behind a convolution, whose epilogue has taken the statistics
+            "fwd after conv": {"medmpi": lambda: K.batch_norm_apply(x, gamma, beta, mean, rstd, relu=True)},
             "bwd": {"medmpi": lambda: K.batch_norm_backward(dy, x, gamma, mean, rstd, beta=beta, out=out)},
         }
         if "torch" in rivals:
             add_torch(work, x, dy)
         for direction, contenders in work.items():
-            passes = 3 if direction == "fwd" else 5
+            passes = {"fwd": 3, "fwd after conv": 2, "bwd": 5}[direction]
             name = "x".join(map(str, shape))
             extra = {"group": f"batch norm + ReLU {direction}"}
             yield Case(f"{name} {direction}", contenders, bytes=4.0 * passes * x.size, extra=extra)
+    yield from epilogues()
+
+
+def epilogues() -> Iterator[Case]:
+    """What the statistics cost in the convolution: the same one without them in the place of a rival."""
+    for n, side, c, size in ((32, 32, 64, 3), (32, 32, 64, 1), (8, 56, 256, 1)):
+        rng = np.random.default_rng(0)
+        x = rng.standard_normal((n, side, side, c), dtype=np.float32)
+        weight = rng.standard_normal((size, size, c, c), dtype=np.float32)
+        out, moments = K.empty(x.shape), (np.empty(c), np.empty(c))
+
+        def conv(x: Any = x, weight: Any = weight, pad: int = size // 2, out: Any = out, **kw: Any) -> Any:
+            return K.conv2d(x, weight, padding=pad, out=out, **kw)
+
+        def taking(conv: Any = conv, moments: Any = moments) -> Any:
+            return conv(moments=moments)
+
+        name = f"conv {size}x{size} {n}x{side}x{side}x{c} with statistics"
+        yield Case(name, {"medmpi": taking, "without": conv}, extra={"group": "statistics in the epilogue"})
 
 
 def add_torch(work: dict[str, dict[str, Work]], x: Any, dy: Any) -> None:
@@ -58,4 +79,5 @@ def add_torch(work: dict[str, dict[str, Work]], x: Any, dy: Any) -> None:
                 masked, tx, gamma, None, None, mean, rstd, True, 1e-5, [True, True, True]
             )
 
-        work["fwd"][name], work["bwd"][name] = forward, backward
+        work["fwd"][name] = work["fwd after conv"][name] = forward
+        work["bwd"][name] = backward
