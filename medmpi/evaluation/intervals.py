@@ -83,28 +83,36 @@ def bootstrap(
     statistic: Callable[[NDArray[np.int64]], float],
     strata: NDArray[np.integer],
     *,
+    clusters: NDArray[np.integer] | None = None,
     samples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
     """Percentile interval of ``statistic(indices)`` over resamples (Efron 1979) within each stratum (class).
 
+    Samples of one patient are alike, so that with ``clusters``, the number of each sample's patient, whole patients are
+    drawn instead (strata do not matter then): intervals that took the samples as independent would be too narrow.
     Resamples on which the statistic is not finite are left out.
     """
     strata = np.asarray(strata)
     rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(strata == k) for k in np.unique(strata)]
+    of = strata if clusters is None else np.asarray(clusters)
+    groups = [np.flatnonzero(of == k) for k in np.unique(of)]
     found = []
     for _ in range(samples):
-        drawn = np.concatenate([group[rng.integers(0, len(group), len(group))] for group in groups])
+        if clusters is None:
+            drawn = np.concatenate([group[rng.integers(0, len(group), len(group))] for group in groups])
+        else:
+            drawn = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
         value = statistic(drawn)
         if math.isfinite(value):
             found.append(value)
     value = statistic(np.arange(len(strata)))
+    method = "bootstrap" if clusters is None else "bootstrap by patient"
     if not found:
-        return Interval(value, math.nan, math.nan, "bootstrap")
+        return Interval(value, math.nan, math.nan, method)
     low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), "bootstrap")
+    return Interval(value, float(low), float(high), method)
 
 
 def _quantile(level: float) -> float:

@@ -77,18 +77,29 @@ def assess(
 ) -> Assessment:
     """The assessment of the outputs of test, with what is chosen on those of validation.
 
-    ``groups`` says whose each sample of test is.
+    ``groups`` says whose each sample of test is. Where somebody has several, intervals come from resamples of patients,
+    not of samples.
     """
+    clusters: NDArray[np.int64] | None = None
+    if groups is not None and 1 < len(set(groups)) < len(groups):
+        clusters = np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.int64)
     if isinstance(test, MaskOutputs):
-        return _segmentation(classes, test.confusions, test.matches, groups)
-    return _classification(classes, test.labels, test.logits, val if isinstance(val, ClassOutputs) else None)
+        return _segmentation(classes, test.confusions, test.matches, clusters)
+    return _classification(classes, test.labels, test.logits, val if isinstance(val, ClassOutputs) else None, clusters)
 
 
 def _classification(
-    classes: Sequence[str], labels: NDArray[np.int64], logits: NDArray[np.float32], val: ClassOutputs | None
+    classes: Sequence[str],
+    labels: NDArray[np.int64],
+    logits: NDArray[np.float32],
+    val: ClassOutputs | None,
+    clusters: NDArray[np.int64] | None,
 ) -> Assessment:
     n, k = logits.shape
-    found = Assessment(n, accuracy=wilson(int((logits.argmax(1) == labels).sum()), n))
+    right = logits.argmax(1) == labels
+    found = Assessment(n, accuracy=wilson(int(right.sum()), n))
+    if clusters is not None:
+        found.accuracy = bootstrap(lambda i: float(right[i].mean()), labels, clusters=clusters, samples=300)
     if not np.isfinite(logits).all():
         return found
     scores = _scores(logits)
@@ -99,20 +110,28 @@ def _classification(
         if not positive.any() or positive.all():
             continue
         found.auc[classes[c]] = delong(positive, scores[:, c])
+        if clusters is not None:
+
+            def area(
+                i: NDArray[np.int64], p: NDArray[np.bool_] = positive, s: NDArray[np.float64] = scores[:, c]
+            ) -> float:
+                return delong(p[i], s[i]).value
+
+            found.auc[classes[c]] = bootstrap(area, labels, clusters=clusters, samples=samples)
 
         def precision(
             i: NDArray[np.int64], p: NDArray[np.bool_] = positive, s: NDArray[np.float64] = scores[:, c]
         ) -> float:
             return average_precision(p[i], s[i])
 
-        found.average_precision[classes[c]] = bootstrap(precision, labels, samples=samples)
+        found.average_precision[classes[c]] = bootstrap(precision, labels, clusters=clusters, samples=samples)
     if k > 2 and len(found.auc) > 1:
         present = [c for c in columns if classes[c] in found.auc]
 
         def mean(i: NDArray[np.int64]) -> float:
             return float(np.mean([delong(labels[i] == c, scores[i, c]).value for c in present]))
 
-        found.auc["mean"] = bootstrap(mean, labels, samples=_resamples(n * k, 200))
+        found.auc["mean"] = bootstrap(mean, labels, clusters=clusters, samples=_resamples(n * k, 200))
     if val is not None and len(val.labels) and np.isfinite(val.logits).all():
         if n:
             found.calibration = calibrate(val.logits, val.labels, (logits, labels))
@@ -152,30 +171,29 @@ def _segmentation(
     classes: Sequence[str],
     confusions: NDArray[np.int64],
     matches: NDArray[np.float64],
-    groups: Sequence[str] | None,
+    clusters: NDArray[np.int64] | None,
 ) -> Assessment:
     n = len(confusions)
     found = Assessment(n)
     dice, iou = dice_per_image(confusions)
-    measured = [(dice, found.dice), (iou, found.iou)]
-    if groups is not None and 1 < len(set(groups)) < n:
-        names, whose = np.unique(np.asarray(groups), return_inverse=True)
-        sums = np.zeros((len(names), *confusions.shape[1:]), np.int64)
-        np.add.at(sums, whose, confusions)
-        measured.append((dice_per_image(sums)[0], found.dice_by_group))
-    for values, into in measured:
+    measured = [(dice, found.dice, clusters), (iou, found.iou, clusters)]
+    if clusters is not None:
+        sums = np.zeros((clusters.max() + 1, *confusions.shape[1:]), np.int64)
+        np.add.at(sums, clusters, confusions)
+        measured.append((dice_per_image(sums)[0], found.dice_by_group, None))
+    for values, into, whose in measured:
         for k, name in enumerate(classes):
-            into[name] = _mean_over_images(values[:, k : k + 1])
+            into[name] = _mean_over_images(values[:, k : k + 1], whose)
         if len(classes) > 2:
-            into["foreground"] = _mean_over_images(values[:, 1:])
+            into["foreground"] = _mean_over_images(values[:, 1:], whose)
     for k, name in enumerate(classes[1:], 1):
         truth, predicted, matched, dice_sum, iou_sum = (float(v) for v in matches[:, k].sum(0))
         found.objects[name] = Match(int(truth), int(predicted), int(matched), dice_sum, iou_sum)
     return found
 
 
-def _mean_over_images(values: NDArray[np.float64]) -> Interval:
-    """The mean over classes of the means over images (n, classes), NaN left out; resampled by image."""
+def _mean_over_images(values: NDArray[np.float64], clusters: NDArray[np.int64] | None) -> Interval:
+    """The mean over classes of the means over images (n, classes), NaN left out; resampled by image or patient."""
 
     def mean(i: NDArray[np.int64]) -> float:
         drawn = values[i]
@@ -186,7 +204,8 @@ def _mean_over_images(values: NDArray[np.float64]) -> Interval:
         sums = np.where(present, drawn, 0.0).sum(0)
         return float((sums[counts > 0] / counts[counts > 0]).mean())
 
-    return bootstrap(mean, np.zeros(len(values), np.int64), samples=_resamples(values.size, 1000))
+    strata = np.zeros(len(values), np.int64)
+    return bootstrap(mean, strata, clusters=clusters, samples=_resamples(values.size, 1000))
 
 
 def _resamples(work: int, most: int) -> int:
@@ -195,16 +214,22 @@ def _resamples(work: int, most: int) -> int:
     return samples if samples >= _FEWEST else 0
 
 
-def predictions_csv(classes: Sequence[str], splits: Mapping[str, Outputs], temperature: float | None) -> str:
+def predictions_csv(
+    classes: Sequence[str],
+    splits: Mapping[str, Outputs],
+    temperature: float | None,
+    groups: Mapping[str, Sequence[str] | None] | None = None,
+) -> str:
     """Every sample: split, id, true and predicted class, probabilities, and calibrated ones where there are some.
 
-    With many classes only the probabilities of the predicted and the true one.
+    With many classes only the probabilities of the predicted and the true one; with ``groups`` whose a sample is.
     """
+    whose = {name: found for name, found in (groups or {}).items() if found is not None}
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     names = [f"p({name})" for name in classes] if len(classes) <= _COLUMNS else ["p(predicted)", "p(label)"]
     calibrated = [f"calibrated {name}" for name in names] if temperature else []
-    writer.writerow(["split", "id", "label", "predicted", *names, *calibrated])
+    writer.writerow(["split", "id", *(["group"] if whose else []), "label", "predicted", *names, *calibrated])
     for name, outputs in splits.items():
         if not isinstance(outputs, ClassOutputs):
             continue
@@ -214,5 +239,6 @@ def predictions_csv(classes: Sequence[str], splits: Mapping[str, Outputs], tempe
             predicted = int(p[i].argmax())
             shown: Sequence[int] | slice = slice(None) if len(classes) <= _COLUMNS else [predicted, int(label)]
             values = [*p[i, shown], *(q[i, shown] if temperature else ())]
-            writer.writerow([name, i, classes[label], classes[predicted], *(f"{value:.6g}" for value in values)])
+            group = [whose[name][i] if name in whose else ""] if whose else []
+            writer.writerow([name, i, *group, classes[label], classes[predicted], *(f"{v:.6g}" for v in values)])
     return out.getvalue()

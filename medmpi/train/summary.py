@@ -48,9 +48,10 @@ def summarise(
         write_whole(folder / "evaluation.json", json.dumps(finite(found.to_json()), indent=1) + "\n")
         lines = _tell(found)
     if job.dataset.task == "classification" and outputs:
+        groups = {name: split.groups for name, split in job.dataset.splits.items()}
         calibration = content.assessment.calibration if content.assessment is not None else None
         t = calibration.temperature if calibration is not None else None
-        write_whole(folder / "predictions.csv", predictions_csv(classes, outputs, t))
+        write_whole(folder / "predictions.csv", predictions_csv(classes, outputs, t, groups))
     rows = [row for row in read_metrics(folder / "metrics.csv") if int(row["epoch"]) == position.best_epoch]
     train_accuracy = float(rows[0]["train_accuracy"] or "nan") if rows else float("nan")
     card = model_card(

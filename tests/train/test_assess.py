@@ -86,6 +86,26 @@ def test_masks():
     assert found.to_json()["objects"]["cell"]["panoptic_quality"] == pytest.approx(3.6 / 7)
 
 
+def test_intervals_are_of_patients_not_of_their_images():
+    """The same image ten times over is no more certain than once."""
+    once = outputs(60, seed=3)
+    often = ClassOutputs(np.repeat(once.labels, 10), np.repeat(once.logits, 10, axis=0))
+    patients = [f"patient {i}" for i in np.repeat(np.arange(60), 10)]
+    single, naive = assess(("a", "b"), once, None), assess(("a", "b"), often, None)
+    by_patient = assess(("a", "b"), often, None, patients)
+
+    def width(interval):
+        return interval.high - interval.low
+
+    assert by_patient.auc["b"].method == "bootstrap by patient"
+    assert by_patient.auc["b"].value == pytest.approx(single.auc["b"].value)
+    assert width(by_patient.auc["b"]) == pytest.approx(width(single.auc["b"]), rel=0.3)
+    assert width(naive.auc["b"]) < 0.5 * width(single.auc["b"])
+    assert width(by_patient.accuracy) == pytest.approx(width(single.accuracy), rel=0.3)
+    rows = list(csv.DictReader(predictions_csv(("a", "b"), {"test": often}, None, {"test": patients}).splitlines()))
+    assert rows[15]["group"] == "patient 1"
+
+
 def test_predictions_hold_every_sample():
     test = outputs(5, 3)
     text = predictions_csv(("a", "b", "c"), {"test": test}, 2.0)
