@@ -18,6 +18,7 @@ COMMANDS = {
     "slide": ("medmpi.cli.slide", "whole slides: heatmaps, cluster jobs, stitching, FROC"),
     "plan": ("medmpi.cli.plan", "predict and choose replicas, stages and micro-batches for N ranks"),
     "run": ("medmpi.parallel.run", "start a command on N ranks with this environment's mpirun"),
+    "evaluate": ("medmpi.cli.evaluate", "scores of trained models on any split, alone and as an ensemble"),
     "submit": ("medmpi.cli.submit", "write a batch script for Slurm, PBS or SGE and hand it in"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),
