@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from medmpi.data import DataError
+from medmpi.slide.prepare import PrepareOptions, prepare
 from medmpi.slide.reader import BadTile, open_slide, slide_id
 from medmpi.slide.reader_openslide import OpenSlideReader
 from medmpi.slide.reader_tiff import TiffReader
+from medmpi.slide.store import Store, open_source
 from tests.slide.conftest import tissue_slide, write_slide
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides"
@@ -113,6 +115,28 @@ def test_missing_files_and_levels_are_named(tmp_path):
         assert slide.level_for(None) == 0
         with pytest.raises(DataError, match=r"levels of 0\.250, 0\.500 um a pixel, 1\.0 was asked for"):
             slide.level_for(1.0)
+
+
+def test_dicom_slides_are_folders(tmp_path):
+    pytest.importorskip("pydicom", reason="needs the 'io' extra")
+    from tests.slide.dicom_slide import write_dicom_slide
+
+    image = tissue_slide((700, 900))
+    write_dicom_slide(tmp_path / "slide", image)
+    for path in (tmp_path / "slide", tmp_path / "slide" / "level0.dcm"):
+        with open_slide(path) as slide:
+            assert slide.shapes == ((700, 900), (350, 450))
+            assert slide.mpp == pytest.approx((0.25, 0.25))
+            region = slide.read(0, 100, 250, 300, 400).astype(int)
+            assert np.abs(region - image[100:400, 250:650]).mean() < 2  # JPEG
+    shutil.copytree(tmp_path / "slide", tmp_path / "copy")
+    assert slide_id(tmp_path / "slide") == slide_id(tmp_path / "copy")
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    store, meta, _ = prepare(tmp_path / "slide", folder, PrepareOptions(pixels="none"))
+    with Store(store) as opened, open_source(opened) as source:
+        assert source.read(0, 0, 0, 224, 224).shape == (224, 224, 3)
+    assert meta.slide_bytes > 10_000
 
 
 @needs_data
