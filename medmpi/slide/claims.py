@@ -62,6 +62,12 @@ class Claims:
             thread.join()
             path.unlink(missing_ok=True)
 
+    def forget(self, name: str) -> None:
+        """Takes away what a killed process left of an item that is done."""
+        path = self.folder / f"{name}.claim"
+        if path.exists():
+            self._break_stale(path)
+
     def _create(self, path: Path) -> bool:
         content = json.dumps({"host": self._host, "pid": os.getpid(), "start": start_time(os.getpid())})
         try:

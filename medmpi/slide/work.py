@@ -54,9 +54,11 @@ class Worker:
 
     def __call__(self, item: Item) -> Report:
         """Does an item unless it is done; every failure is noted and reported, none is raised."""
+        name = item.key.replace("/", "-")
         if self.ledger.done(item):
+            self._claims.forget(name)
             return Report(item.index, DONE)
-        with self._claims.hold(item.key.replace("/", "-")) as mine:
+        with self._claims.hold(name) as mine:
             if not mine:
                 return Report(item.index, BUSY)
             if self.ledger.done(item):  # while we looked

@@ -82,6 +82,7 @@ def same_as_whole(folder, name):
     assert main(["stitch", str(folder / name), "--no-png"]) == 0
     assert contents(folder / name) == contents(folder / "whole")
     assert not list((folder / name).rglob("*.tmp*"))
+    assert not list((folder / name).glob("claims/*"))
 
 
 def test_a_finished_run_does_nothing_again(prepared):
