@@ -1,4 +1,5 @@
-// 3x3 convolution by Winograd's F(4x4, 3x3): 36 products where a direct one takes 144, over tiles of 4x4 outputs.
+// 3x3 convolution by Winograd's F(4x4, 3x3): 36 products where a direct one takes 144, over tiles of 4x4 outputs; and
+// 5x5 by F(2x2, 5x5): 36 for 100, over 2x2 outputs of the same 6x6 inputs.
 // A block of tiles is transformed to V[point][16 channels][tile][16]; then, for two vectors of output channels at a
 // time, 36 small matrix products with the transformed weights U[point][channel][output channel] give
 // M[point][tile][output channel], which is transformed back while it is in the second-level cache. Small U are computed
@@ -38,6 +39,7 @@ struct Problem {
   bool relu;
   const Finish* finish;
   // derived
+  int64_t out;                                     // outputs of a tile in one dimension
   int64_t tiles_h, tiles_w, tiles, blocks, depth;  // blocks of 16 channels; channels of a piece of weights
   const Step* steps;
 };
@@ -48,7 +50,7 @@ struct Position {
 
 Position position(const Problem& p, int64_t tile) {
   const int64_t each = p.tiles_h * p.tiles_w, rest = tile % each;
-  return {tile / each, rest / p.tiles_w * 4, rest % p.tiles_w * 4};
+  return {tile / each, rest / p.tiles_w * p.out, rest % p.tiles_w * p.out};
 }
 
 /// V of one tile, for kLanes channels that start at `x`.
@@ -99,19 +101,20 @@ void transform_input(const Problem& p, int64_t first, int64_t count, int64_t cap
 }
 
 /// U of the input channels [c0, c0 + count) for the output channels from k0 on, in rows of `lanes`.
+template <int Taps>
 __attribute__((noinline)) void transform_weight(const Problem& p, int64_t c0, int64_t count, int64_t k0, int64_t lanes,
                                                 float* u, int64_t point) {
   for (int64_t c = 0; c < count; ++c)
     for (int64_t k = 0; k < lanes; k += kLanes) {
       const float* w = p.weight + k0 / kWide * p.weight_wide + (c0 + c) * p.weight_row + k;
       const int64_t there = p.k - k0 - k;
-      Vec rows[3][6];
-#pragma GCC unroll 3
-      for (int i = 0; i < 3; ++i) {
-        Vec g[3];
-#pragma GCC unroll 3
-        for (int j = 0; j < 3; ++j) {
-          const float* at = w + (i * 3 + j) * p.weight_tap;
+      Vec rows[Taps][6];
+#pragma GCC unroll 5
+      for (int i = 0; i < Taps; ++i) {
+        Vec g[Taps];
+#pragma GCC unroll 5
+        for (int j = 0; j < Taps; ++j) {
+          const float* at = w + (i * Taps + j) * p.weight_tap;
           g[j] = there >= kLanes ? load(at) : load_part(at, there);
         }
         winograd_filter(g, rows[i]);
@@ -119,8 +122,9 @@ __attribute__((noinline)) void transform_weight(const Problem& p, int64_t c0, in
       float* out = u + c * lanes + k;
 #pragma GCC unroll 6
       for (int j = 0; j < 6; ++j) {
-        const Vec g[3] = {rows[0][j], rows[1][j], rows[2][j]};
-        Vec o[6];
+        Vec g[Taps], o[6];
+#pragma GCC unroll 5
+        for (int i = 0; i < Taps; ++i) g[i] = rows[i][j];
         winograd_filter(g, o);
 #pragma GCC unroll 6
         for (int i = 0; i < 6; ++i) store(out + (i * 6 + j) * point, o[i]);
@@ -129,32 +133,33 @@ __attribute__((noinline)) void transform_weight(const Problem& p, int64_t c0, in
 }
 
 /// The outputs of a block's tiles for `lanes` output channels from k0 on.
+template <int Out>
 void transform_output(const Problem& p, int64_t first, int64_t count, int64_t k0, int64_t lanes, const float* m,
                       int64_t point) {
   for (int64_t t = 0; t < count; ++t) {
     const Position at = position(p, first + t);
-    const int64_t rows = smaller(4, p.oh - at.row), columns = smaller(4, p.ow - at.column);
+    const int64_t rows = smaller(Out, p.oh - at.row), columns = smaller(Out, p.ow - at.column);
     for (int64_t k = 0; k < lanes; k += kLanes) {
       const int64_t there = p.k - k0 - k;
       const Vec bias = !p.bias ? Vec{} : there >= kLanes ? load(p.bias + k0 + k) : load_part(p.bias + k0 + k, there);
       const float* in = m + t * lanes + k;
       float* y = p.y + ((at.image * p.oh + at.row) * p.ow + at.column) * p.k + k0 + k;
-      Vec half[4][6];
+      Vec half[Out][6];
 #pragma GCC unroll 6
       for (int j = 0; j < 6; ++j) {
-        Vec a[6], o[4];
+        Vec a[6], o[Out];
 #pragma GCC unroll 6
         for (int i = 0; i < 6; ++i) a[i] = load(in + (i * 6 + j) * point);
         winograd_output(a, o);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) half[i][j] = o[i];
+        for (int i = 0; i < Out; ++i) half[i][j] = o[i];
       }
 #pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) {
-        Vec o[4];
+      for (int i = 0; i < Out; ++i) {
+        Vec o[Out];
         winograd_output(half[i], o);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < Out; ++j) {
           o[j] += bias;
           if (p.relu) o[j] = o[j] < Vec{} ? Vec{} : o[j];
           if (i >= rows || j >= columns) continue;
@@ -179,7 +184,7 @@ void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
       p.finish->wrote_values(band, values);
       band = next, values = 0;
     }
-    values += smaller(4, p.oh - at.row) * smaller(4, p.ow - at.column) * channels;
+    values += smaller(p.out, p.oh - at.row) * smaller(p.out, p.ow - at.column) * channels;
   }
   p.finish->wrote_values(band, values);
 }
@@ -220,6 +225,7 @@ int64_t weight_offset(const Problem& p, int64_t k0) {
 }
 
 /// One block of tiles for the output channels [k_begin, k_end).
+template <int Taps>
 void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, int64_t k_begin, int64_t k_end) {
   float* v = scratch_floats(kSlotInput, kPoints * cut.v_point);
   transform_input(p, first, count, cut.capacity, v, cut.v_point);
@@ -231,27 +237,29 @@ void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, i
       const int64_t channels = smaller(p.depth, p.c - c0), u_point = channels * lanes + kPadding;
       if (!cut.weight) {
         float* made = scratch_floats(kSlotPiece, piece(p.depth, kWide));
-        transform_weight(p, c0, channels, k0, lanes, made, u_point);
+        transform_weight<Taps>(p, c0, channels, k0, lanes, made, u_point);
         u = made;
       }
       for (int64_t point = 0; point < kPoints; ++point)
         multiply(p, count, c0, channels, lanes, v + point * cut.v_point, u + point * u_point, m + point * m_point);
       u += piece(channels, lanes);
     }
-    transform_output(p, first, count, k0, lanes, m, m_point);
+    transform_output<kWinogradInputs + 1 - Taps>(p, first, count, k0, lanes, m, m_point);
     if (p.finish) report(p, first, count, smaller(lanes, p.k - k0));
   }
 }
 
+template <int Taps>
 void run(Problem& p) {
-  p.tiles_h = ceil_div(p.oh, 4), p.tiles_w = ceil_div(p.ow, 4), p.tiles = p.n * p.tiles_h * p.tiles_w;
+  p.out = kWinogradInputs + 1 - Taps;
+  p.tiles_h = ceil_div(p.oh, p.out), p.tiles_w = ceil_div(p.ow, p.out), p.tiles = p.n * p.tiles_h * p.tiles_w;
   if (p.tiles == 0) return;
   p.blocks = ceil_div(p.c, kPack);
   const int64_t threads = omp_get_max_threads(), wide = ceil_div(p.k, kWide);
   const bool keep = weights_are_kept() || kPoints * p.c * p.k * 4 <= kWeightBytes;
   p.depth = smaller(keep ? 2 * kPieceChannels : kPieceChannels, p.c);
   Cut cut{};
-  const int64_t most = kBlockBytes / (kPoints * (p.blocks * kPack + kWide) * 4);
+  const int64_t most = (Taps == 3 ? kBlockBytes : kBlockBytes / 2) / (kPoints * (p.blocks * kPack + kWide) * 4);
   cut.capacity = larger(most / kTilePixels * kTilePixels, keep ? 2 * kTilePixels : kLeastTiles);
   int64_t count = ceil_div(p.tiles, cut.capacity), parts = 1;
   if (keep || wide < threads)
@@ -272,8 +280,9 @@ void run(Problem& p) {
     for (int64_t i = 0; i < wide * pieces; ++i) {
       const int64_t k0 = i / pieces * kWide, c0 = i % pieces * p.depth, channels = smaller(p.depth, p.c - c0);
       const int64_t lanes = lanes_from(p, k0);
-      transform_weight(p, c0, channels, k0, lanes, all + weight_offset(p, k0) + c0 / p.depth * piece(p.depth, lanes),
-                       channels * lanes + kPadding);
+      transform_weight<Taps>(p, c0, channels, k0, lanes,
+                             all + weight_offset(p, k0) + c0 / p.depth * piece(p.depth, lanes),
+                             channels * lanes + kPadding);
     }
     cut.weight = all;
   }
@@ -281,18 +290,19 @@ void run(Problem& p) {
   for (int64_t item = 0; item < count * parts; ++item) {
     const int64_t block = item / parts, part = item % parts, first = block * cut.capacity;
     if (first >= p.tiles) continue;
-    run_block(p, cut, first, smaller(cut.capacity, p.tiles - first), wide * part / parts * kWide,
-              smaller(wide * (part + 1) / parts * kWide, p.k));
+    run_block<Taps>(p, cut, first, smaller(cut.capacity, p.tiles - first), wide * part / parts * kWide,
+                    smaller(wide * (part + 1) / parts * kWide, p.k));
   }
 }
 
 }  // namespace
 
 bool conv2d_winograd_pays(const Conv2dShape& g) {
-  if (!g.fits_winograd() || g.c < 16 || g.k < 16) return false;
+  if (!g.fits_winograd() || g.c < 16 || g.k < 16 || (g.r == 5 && g.c * g.k < 512)) return false;
   // outputs kept of those computed, for the output and for the gradient of the input alike
-  const auto useful = [](int64_t rows, int64_t columns) {
-    return 10 * rows * columns >= 4 * (16 * ceil_div(rows, 4) * ceil_div(columns, 4));
+  const int64_t out = kWinogradInputs + 1 - g.r, least = g.r == 3 ? 4 : 7;  // tenths; F(2x2, 5x5) saves less
+  const auto useful = [=](int64_t rows, int64_t columns) {
+    return 10 * rows * columns >= least * (out * out * ceil_div(rows, out) * ceil_div(columns, out));
   };
   return useful(g.out_h(), g.out_w()) && useful(g.h, g.w);
 }
@@ -303,26 +313,26 @@ void conv2d_winograd_forward(const Conv2dShape& g, const float* x, const float* 
   p.pad_top = g.pad_top, p.pad_left = g.pad_left;
   p.x = x, p.weight = weight, p.bias = e.bias, p.y = y, p.relu = e.relu, p.finish = e.finish;
   p.weight_tap = g.c * g.k, p.weight_row = g.k, p.weight_wide = kWide;
-  run(p);
+  g.r == 3 ? run<3>(p) : run<5>(p);
 }
 
 void conv2d_winograd_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
                                    float* dx) {
   // turned so that the weights of a group of output channels lie together: [kWide outputs][tap][k][kWide]
-  const int64_t wide = ceil_div(g.c, kWide), tap_size = g.k * kWide;
-  float* turned = scratch_floats(kSlotTurned, wide * 9 * tap_size);
+  const int64_t wide = ceil_div(g.c, kWide), tap_size = g.k * kWide, taps = g.r * g.s;
+  float* turned = scratch_floats(kSlotTurned, wide * taps * tap_size);
 #pragma omp parallel for schedule(static)
-  for (int64_t task = 0; task < 9 * wide; ++task) {
+  for (int64_t task = 0; task < taps * wide; ++task) {
     const int64_t tap = task / wide, c0 = task % wide * kWide;
     pack_transposed(weight + (tap * g.c + c0) * g.k, g.k, smaller(kWide, g.c - c0), g.k,
-                    turned + task % wide * 9 * tap_size + (8 - tap) * tap_size, kWide, kWide);
+                    turned + task % wide * taps * tap_size + (taps - 1 - tap) * tap_size, kWide, kWide);
   }
   Problem p{};
   p.n = g.n, p.h = g.out_h(), p.w = g.out_w(), p.c = g.k, p.k = g.c, p.oh = g.h, p.ow = g.w;
-  p.pad_top = 2 - g.pad_top, p.pad_left = 2 - g.pad_left;
+  p.pad_top = g.r - 1 - g.pad_top, p.pad_left = g.s - 1 - g.pad_left;
   p.x = dy, p.weight = turned, p.bias = bias, p.y = dx, p.weight_tap = tap_size, p.weight_row = kWide,
-  p.weight_wide = 9 * tap_size;
-  run(p);
+  p.weight_wide = taps * tap_size;
+  g.r == 3 ? run<3>(p) : run<5>(p);
 }
 
 }  // namespace medmpi::MEDMPI_ISA

@@ -16,7 +16,8 @@ struct Conv2dShape {
   constexpr int64_t out_w() const { return (w + pad_left + pad_right - dilation_w * (s - 1) - 1) / stride_w + 1; }
   /// Whether Conv2dAlgo::kWinograd can compute it.
   constexpr bool fits_winograd() const {
-    return r == 3 && s == 3 && stride_h == 1 && stride_w == 1 && dilation_h == 1 && dilation_w == 1 && groups == 1;
+    return (r == 3 || r == 5) && s == r && stride_h == 1 && stride_w == 1 && dilation_h == 1 && dilation_w == 1 &&
+           groups == 1;
   }
   constexpr int64_t group_c() const { return c / groups; }
   constexpr int64_t group_k() const { return k / groups; }

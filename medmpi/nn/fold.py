@@ -135,7 +135,7 @@ def tune(graph: Graph, *shapes: Shape) -> dict[str, str]:
     sizes = graph.shapes(*shapes)
     for node in graph.nodes:
         layer = node.layer
-        if isinstance(layer, FoldedConv2d) and layer.conv.kernel_size == (3, 3) and layer.conv.groups == 1:
+        if isinstance(layer, FoldedConv2d) and layer.conv.kernel_size in ((3, 3), (5, 5)) and layer.conv.groups == 1:
             xs = [K.empty(sizes[v]) for v in node.inputs]
             for x in xs:
                 x.fill(0)

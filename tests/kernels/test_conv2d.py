@@ -287,29 +287,32 @@ def test_threads_do_not_change_results():
 @given(st.data())
 def test_winograd_any_shape(backend, data):
     draw = lambda low, high, name: data.draw(st.integers(low, high), name)  # noqa: E731
-    n, c, k, h, w = draw(0, 3, "n"), draw(1, 90, "c"), draw(1, 70, "k"), draw(3, 15, "h"), draw(3, 15, "w")
+    r = data.draw(st.sampled_from([3, 5]), "r")
+    n, c, k, h, w = draw(0, 3, "n"), draw(1, 90, "c"), draw(1, 70, "k"), draw(r, 15, "h"), draw(r, 15, "w")
     padding = ((draw(0, 3, "top"), draw(0, 3, "bottom")), (draw(0, 3, "left"), draw(0, 3, "right")))
     rng = np.random.default_rng(c)
-    x, weight = rng.standard_normal((n, h, w, c), np.float32), rng.standard_normal((3, 3, c, k), np.float32)
+    x, weight = rng.standard_normal((n, h, w, c), np.float32), rng.standard_normal((r, r, c, k), np.float32)
     bias = rng.standard_normal(k, np.float32)
     y = reference(x, weight, padding=padding) + bias
     dy = rng.standard_normal(y.shape, np.float32)
     _, dx, _ = torch_gradients(x, weight, dy, padding=padding)
     kw = {"padding": padding, "algo": "winograd"}
     # of few results all may happen to be small: the bound is for the size that such sums have
-    size, dsize = (9 * c) ** 0.5, (9 * k) ** 0.5
+    size, dsize = (r * r * c) ** 0.5, (r * r * k) ** 0.5
     close(kernels.conv2d(x, weight, bias, **kw, out=poison(*y.shape)), y, WINOGRAD, size)
     close(kernels.conv2d(x, weight, bias, **kw, relu=True, out=poison(*y.shape)), np.maximum(y, 0), WINOGRAD, size)
     close(kernels.conv2d_backward_data(dy, weight, x_shape=x.shape, **kw, out=poison(*x.shape)), dx, WINOGRAD, dsize)
 
 
-@pytest.mark.parametrize(("c", "k", "size"), [(64, 64, 8), (256, 96, 4), (128, 320, 7)])
-def test_winograd_error_on_real_layers(c, k, size):
+@pytest.mark.parametrize(
+    ("c", "k", "size", "r"), [(64, 64, 8, 3), (256, 96, 4, 3), (128, 320, 7, 3), (16, 32, 28, 5), (48, 128, 14, 5)]
+)
+def test_winograd_error_on_real_layers(c, k, size, r):
     rng = np.random.default_rng(c)
     x = np.maximum(rng.standard_normal((4, size, size, c), np.float32), 0)
-    weight = (rng.standard_normal((3, 3, c, k)) * (2 / (9 * c)) ** 0.5).astype(np.float32)
-    y = reference(x, weight, padding=((1, 1), (1, 1)))
-    got = kernels.conv2d(x, weight, padding=1, algo="winograd")
+    weight = (rng.standard_normal((r, r, c, k)) * (2 / (r * r * c)) ** 0.5).astype(np.float32)
+    y = reference(x, weight, padding=((r // 2, r // 2), (r // 2, r // 2)))
+    got = kernels.conv2d(x, weight, padding=r // 2, algo="winograd")
     close(got, y, WINOGRAD)
     assert np.sqrt(np.mean((got - y) ** 2) / np.mean(y**2)) < 1.5e-6
 
@@ -390,7 +393,7 @@ def zeros(*shape, dtype=np.float32):
         (ValueError, "algo is 'fast'", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), algo="fast")),
         (
             ValueError,
-            "expected a 3 x 3 filter",
+            "expected a 3 x 3 or 5 x 5 filter",
             lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), stride=2, algo="winograd"),
         ),
         (ValueError, "bias has shape (3,)", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), zeros(3))),

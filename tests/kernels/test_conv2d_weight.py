@@ -169,6 +169,8 @@ WINOGRAD_CASES = [
     Case(20, 4, 4, 100, 3, 3, 96, padding=same(1)),
     Case(3, 20, 13, 70, 3, 3, 64),
     Case(2, 13, 14, 48, 3, 3, 40, padding=((2, 0), (1, 2))),
+    Case(4, 28, 28, 16, 5, 5, 32, padding=same(2)),
+    Case(3, 15, 14, 33, 5, 5, 47, padding=((2, 3), (1, 2))),
 ]
 
 
@@ -189,8 +191,9 @@ def test_winograd_is_chosen_and_accurate(case: Case) -> None:
 @settings(deadline=None, max_examples=60)
 @pytest.mark.usefixtures("backend")
 def test_winograd_any_shape(n: int, h: int, w: int, c: int, k: int, data: st.DataObject) -> None:
-    top, bottom, left, right = (data.draw(st.integers(1, 3)) for _ in range(4))
-    case = Case(n, h, w, c, 3, 3, k, padding=((top, bottom), (left, right)))
+    r = data.draw(st.sampled_from([3, 5]))
+    top, bottom, left, right = (data.draw(st.integers(r // 2, 3)) for _ in range(4))
+    case = Case(n, h, w, c, r, r, k, padding=((top, bottom), (left, right)))
     rng = np.random.default_rng(c)
     x = rng.standard_normal((n, h, w, c), np.float32)
     dy = rng.standard_normal((n, *case.out_size, k), np.float32)
