@@ -32,7 +32,8 @@ FLAGS = [
     "--epochs=4", "--threads=1", "--no-report", f"--timeout={TIMEOUT}", "--reproducible", "--checkpoint-every=5",
 ]  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGUSR1)
-LIMIT = 120.0  # seconds in which a run must be over, strikes included; undisturbed it takes some five
+LIMIT = 120.0  # seconds in which a run must be over, strikes included; undisturbed it takes some ten
+SPANS = 8.0  # or so many times what the undisturbed run took, where the machine is slow
 SLACK = 8.0  # seconds more than the watchdog's in which the struck ranks must be gone, on a busy machine
 
 
@@ -71,7 +72,8 @@ def trial(folder: Path, seed: int, span: float, reference: Path) -> Trial:
     """One run, struck at random; ``span`` is about how long it takes undisturbed."""
     chance, result = random.Random(seed), Trial()
     left = chance.randint(1, 3)
-    end = time.monotonic() + LIMIT
+    limit = max(LIMIT, SPANS * span)
+    end = time.monotonic() + limit
     output = folder.with_suffix(".out").open("w")
     resume: tuple[str, ...] = ()
     while True:
@@ -93,7 +95,7 @@ def trial(folder: Path, seed: int, span: float, reference: Path) -> Trial:
         try:
             code = process.wait(max(1.0, end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            result.problems.append(f"still running after {LIMIT:.0f} s")
+            result.problems.append(f"still running after {limit:.0f} s")
             process.kill()
             for pid in ranks_in(folder):
                 os.kill(pid, signal.SIGKILL)

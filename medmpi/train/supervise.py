@@ -25,8 +25,9 @@ from medmpi.train.options import Options
 
 _FINAL = (DONE, USAGE, BAD_DATA, DIVERGED, REQUEUE, INTERRUPTED)
 _JOB = "MEDMPI_JOB"
+_LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _SAID = re.compile(r"\[rank \d+\] (watchdog|rank \d+|work queue|exception|medmpi: error)")
-_RANK = (b"PMI_RANK=", b"OMPI_COMM_WORLD_RANK=", b"PMIX_RANK=")
+_RANK = tuple(f"{name}=".encode() for name in _LAUNCHED)
 _STEP = re.compile(r"step-(\d+)\.state\.safetensors$")
 
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             return USAGE
         if run.find_mpirun() is None:
             raise ConfigError("no mpirun in this environment or on PATH; install one: pip install mpich mpi4py")
-        if any(name in os.environ for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")):
+        if any(name in os.environ for name in _LAUNCHED):
             raise ConfigError(f"-n and --supervise start the ranks themselves: use '{prog} -n N ...' without mpirun")
         for name in ("ranks", "min_ranks"):
             if getattr(given, name) < 1:
@@ -106,7 +107,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         options = parse(rest, prog)
         folder = folders.locate(options)
     except (ConfigError, Failure) as error:
-        print(f"medmpi: error: {error}", file=sys.stderr)
+        if not any(os.environ.get(name, "0") != "0" for name in _LAUNCHED):  # started on several ranks: say it once
+            print(f"medmpi: error: {error}", file=sys.stderr)
         return error.code if isinstance(error, Failure) else USAGE
     return Supervisor(rest, options, folder, given.ranks, given.supervise, given.min_ranks).run()
 
@@ -193,7 +195,11 @@ def ranks_of(job: str) -> dict[int, str]:
     mark, found = f"{_JOB}={job}".encode(), {}
     for name in os.listdir("/proc"):
         if name.isdecimal() and mark in (environment := _environment(int(name))):
-            rank = [word.partition(b"=")[2].decode() for word in environment if word.startswith(_RANK)]
+            rank = [
+                word.partition(b"=")[2].decode()
+                for word in environment
+                if word.startswith(tuple(f"{name}=".encode() for name in _LAUNCHED))
+            ]
             if rank:  # not mpirun and its helpers
                 found[int(name)] = rank[0]
     return found
