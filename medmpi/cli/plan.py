@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
     from medmpi.parallel.plan import Network, Prediction
     from medmpi.train.options import Options
-    from medmpi.train.planning import Survey
+    from medmpi.train.planning import Run, Survey
 
 _FAR = "1.5,12.5"  # InfiniBand HDR as an MPI program sees it: microseconds, GB/s
 
@@ -67,11 +67,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[float, float]) -> None:
     from dataclasses import replace
+    from functools import partial
 
     from medmpi.parallel.plan import choose, shapes
     from medmpi.train.failure import together
     from medmpi.train.job import network_of, open_data, settle
-    from medmpi.train.planning import accuracy, forecast, measured_step, node_memory, survey, table
+    from medmpi.train.planning import accuracy, forecast, node_memory, run_plan, survey, table
 
     dataset = together(world, lambda: open_data(options))
     options = settle(options, dataset.task, len(dataset.splits["train"]))
@@ -93,29 +94,29 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
         for ranks in smaller
         for shape in shapes(ranks, batch, len(model), options.sync_batchnorm)
     ]
-    measured: dict[int, float] = {}
+    runs: dict[int, Run] = {}
     for i, plan in enumerate(every if mine.verify else []):
         if world.rank == 0 and sys.stderr.isatty():
             print(f"  running {i + 1} of {len(every)}: {plan.describe()}", file=sys.stderr)
-        fresh = network_of(options, dataset)
-        seconds = measured_step(fresh, image, batch, options, plan, world, mine.steps)
-        if seconds is not None:
-            measured[i] = seconds
+        make = partial(network_of, options, dataset)
+        runs[i] = run_plan(make, image, batch, options, plan, world, found, mine.steps)
     say("")
-    for line in table(every, measured, batch, memory):
+    for line in table(every, runs, batch, memory):
         say(line)
-    if measured:
-        score = accuracy([every[i].seconds for i in measured], list(measured.values()))
-        say(f"accuracy of {len(measured)} predictions: {score:.2%} on average (1 - mean relative error)")
+    if runs:
+        score = accuracy([every[i].seconds / run.speed for i, run in runs.items()], [r.seconds for r in runs.values()])
+        say(f"accuracy of {len(runs)} predictions: {score:.2%} on average (1 - mean relative error)")
+        slow, fast = (f(run.speed for run in runs.values()) for f in (min, max))
+        say(f"speed of this machine meanwhile: {slow:.2f} to {fast:.2f} of what it was when it was surveyed")
     best = choose([p for p in every if p.replicas * p.stages == world.size], memory)
     if best is None:
         say(f"nothing fits {memory / 2**30:.1f} GiB per rank: more ranks, or --tiles")
     else:
         say(f"best for {world.size} ranks: {_flags(best)}")
-        ran = {i: s for i, s in measured.items() if every[i].replicas * every[i].stages == world.size}
+        ran = {i: r.seconds * r.speed for i, r in runs.items() if every[i].replicas * every[i].stages == world.size}
         if ran:
-            fastest = min(ran.values())
-            say(f"  runs at {ran[every.index(best)] / fastest - 1:.1%} over the fastest shape that was run")
+            gap = ran[every.index(best)] / min(ran.values()) - 1
+            say(f"  its run took {gap:.1%} longer than the fastest shape's, at equal speed of the machine")
     size = mine.ranks_per_node or world.local_size
     crowd = found.machine.slowdown(size)
     network = replace(found.network, node_size=size, far_latency=far[0], far_bandwidth=far[1])

@@ -149,8 +149,6 @@ def check(options: Options) -> None:
     for name, only in (("device", "cpu"), ("precision", "fp32")):
         if getattr(options, name) != only:
             raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")
-    if options.freeze not in ("none", "") and options.stages > 1:
-        raise ConfigError(f"--freeze with --stages {options.stages} is not available yet, expected --stages 1")
     if options.stages > 1 and "noise" in (options.schedule, options.grow_batch):
         raise ConfigError("the gradients' noise is measured on whole models only, expected --stages 1")
     if options.average_every:

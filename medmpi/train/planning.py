@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,13 +25,28 @@ _IMAGES = (2, 16)  # batches that are measured: the difference is what an image 
 _VALUES = 1 << 27  # bytes of the largest value that is measured
 
 
+def _usual(times: Sequence[float]) -> float:
+    """The lower quartile: what it takes when nobody else wants the machine, without trusting one lucky run."""
+    return float(np.quantile(list(times), 0.25))
+
+
 @dataclass(frozen=True)
 class Survey:
-    """What was measured: layers, network, machine."""
+    """What was measured: layers, network, machine; ``images`` of a step that took ``reference`` seconds on rank 0."""
 
     costs: list[LayerCost]
     network: Network
     machine: Machine
+    images: int
+    reference: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """A step that was run: its seconds, and how fast the machine was meanwhile, relative to when it was surveyed."""
+
+    seconds: float
+    speed: float
 
 
 def survey(model: nn.Graph, image: tuple[int, int, int], batch: int, world: World) -> Survey:
@@ -47,7 +61,25 @@ def survey(model: nn.Graph, image: tuple[int, int, int], batch: int, world: Worl
         costs, overhead, update = _alone(model, image, low, high)
     costs, overhead, update = world.broadcast((costs, overhead, update), operation="measure layers")
     crowding = _crowding(model, image, high, world)
-    return Survey(costs, probe(world), Machine(crowding, overhead, update))
+    now = reference(model, image, high, world)
+    return Survey(costs, probe(world), Machine(crowding, overhead, update), high, now)
+
+
+def reference(model: nn.Graph, image: tuple[int, int, int], n: int, world: World) -> float:
+    """Seconds of a forward and backward pass of ``n`` images on rank 0 now, while the other ranks wait. Collective."""
+    seconds = 0.0
+    if world.rank == 0:
+        nn.Parameters(model)
+        x, labels = _random_batch(model, image, n)
+        took = []
+        for _ in range(6):
+            start = time.perf_counter()
+            (logits,), saved = model.forward(x, context=nn.Context())
+            _, dlogits = nn.CrossEntropy()(logits, labels)
+            model.backward((dlogits,), saved)
+            took.append(time.perf_counter() - start)
+        seconds = _usual(took[1:])
+    return world.broadcast(seconds, operation="time a reference step")
 
 
 def _alone(model: nn.Graph, image: tuple[int, int, int], low: int, high: int) -> tuple[list[LayerCost], float, float]:
@@ -93,7 +125,7 @@ def _whole(model: nn.Graph, image: tuple[int, int, int], n: int, layers: float) 
     x, labels = _random_batch(model, image, n)
     arena = K.Arena()
     passes, others, updates = [], [], []
-    for _ in range(6):
+    for _ in range(8):
         start = time.perf_counter()
         parameters.zero_grad()
         began = time.perf_counter()
@@ -111,8 +143,8 @@ def _whole(model: nn.Graph, image: tuple[int, int, int], n: int, layers: float) 
         passes.append(end - began - (after - middle))
         others.append(after - middle)
         updates.append(done - end + began - start)
-    factor = median(passes[2:]) / layers if layers else 1.0
-    return factor, median(others[2:]), median(updates[2:]) / max(parameters.value.nbytes, 1)
+    factor = _usual(passes[2:]) / layers if layers else 1.0
+    return factor, _usual(others[2:]), _usual(updates[2:]) / max(parameters.value.nbytes, 1)
 
 
 def _crowding(model: nn.Graph, image: tuple[int, int, int], n: int, world: World) -> tuple[float, ...]:
@@ -123,7 +155,7 @@ def _crowding(model: nn.Graph, image: tuple[int, int, int], n: int, world: World
     counts = sorted({1, *(2**k for k in range(1, 12) if 2**k < world.local_size), world.local_size})
     for busy in counts:
         took = []
-        for _ in range(4):
+        for _ in range(6):
             world.barrier("measure crowding")
             start = time.perf_counter()
             if world.local_rank < busy:
@@ -133,7 +165,7 @@ def _crowding(model: nn.Graph, image: tuple[int, int, int], n: int, world: World
                     model.backward((dlogits,), saved)
                     del logits, saved, dlogits
             took.append(time.perf_counter() - start)
-        slowest = max(median(t) for t in world.allgather(took[1:]))
+        slowest = max(_usual(t) for t in world.allgather(took[1:]))
         found.append(slowest)
     parameters.zero_grad()
     factors = [max(1.0, seconds / found[0]) for seconds in found]
@@ -159,29 +191,32 @@ def forecast(found: Survey, options: Options, batch: int, shape: tuple[int, int,
     )  # fmt: skip
 
 
-def measured_step(
-    model: nn.Graph,
+def run_plan(
+    make: Callable[[], nn.Graph],
     image: tuple[int, int, int],
     batch: int,
     options: Options,
     plan: Prediction,
     world: World,
+    found: Survey,
     steps: int,
-) -> float | None:
-    """Median seconds of a real step of that shape, on the first ranks of ``world``; None where they are too few.
+) -> Run:
+    """Real steps of that shape on the first ranks of ``world`` (the lower quartile of their times). Collective.
 
-    Collective: the other ranks wait. Random images, SGD with momentum.
+    Random images, SGD with momentum. A shared machine is now faster, now slower: a step on one rank is timed before and
+    after, for the speed of that moment.
     """
     ranks = plan.replicas * plan.stages
-    if ranks > world.size:
-        return None
+    before = reference(make(), image, found.images, world)
     part = world.split(0 if world.rank < ranks else 1)
     took: list[float] = []
     if world.rank < ranks:
-        took = _steps(model, image, batch, options, plan, part, steps)
+        took = _steps(make(), image, batch, options, plan, part, steps)
     part.close()
     slowest = [t for t in world.allgather(took) if t]
-    return float(median(max(column) for column in zip(*slowest, strict=True)))
+    after = reference(make(), image, found.images, world)
+    seconds = _usual([max(column) for column in zip(*slowest, strict=True)])
+    return Run(seconds, 2 * found.reference / (before + after))
 
 
 def _steps(
@@ -262,13 +297,18 @@ def planned(options: Options, model: nn.Graph, image: tuple[int, int, int], worl
     )  # fmt: skip
 
 
-def table(predictions: Sequence[Prediction], measured: dict[int, float], batch: int, memory: float) -> list[str]:
-    """A line for each shape: predicted step, images per second, memory, and beside it what was measured."""
-    lines = [f"{'replicas x stages':>24} {'step ms':>9} {'images/s':>9} {'MiB/rank':>9}  {'measured':>9} {'error':>7}"]
+def table(predictions: Sequence[Prediction], runs: dict[int, Run], batch: int, memory: float) -> list[str]:
+    """A line for each shape: predicted step, images per second, memory; beside it the run and the error.
+
+    The error is that of the prediction at the machine's speed while it ran.
+    """
+    head = f"{'replicas x stages':>24} {'step ms':>9} {'images/s':>9} {'MiB/rank':>9}"
+    lines = [head + (f"  {'run ms':>9} {'speed':>6} {'error':>7}" if runs else "")]
     for i, p in enumerate(predictions):
         line = f"{p.describe():>24} {p.seconds * 1e3:9.1f} {batch / p.seconds:9.1f} {p.memory / 2**20:9.0f}"
-        if i in measured:
-            line += f"  {measured[i] * 1e3:9.1f} {p.seconds / measured[i] - 1:+7.1%}"
+        if i in runs:
+            run = runs[i]
+            line += f"  {run.seconds * 1e3:9.1f} {run.speed:6.2f} {p.seconds / run.speed / run.seconds - 1:+7.1%}"
         lines.append(line + ("  does not fit" if p.memory > memory else ""))
     return lines
 

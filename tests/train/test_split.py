@@ -51,6 +51,13 @@ def test_two_stages_train_as_one_rank(world, model):
     _compare(world, f"--model={model}", "--stem=auto", shape=("--stages=2", "--micro-batches=3"))
 
 
+@pytest.mark.mpi(min_size=3)
+def test_frozen_layers_in_stages_train_as_one_rank(world):
+    """The first stage has nothing to learn, and the last one nothing but the head."""
+    freeze = "--freeze=conv1,bn1,layer1,layer3.1,layer4"
+    _compare(world, freeze, shape=("--stages=3", "--cuts=layer2.0.conv1,layer3.1.conv1", "--micro-batches=2"))
+
+
 @pytest.mark.mpi(min_size=4)
 def test_two_replicas_of_two_stages_train_as_one_rank(world):
     _compare(world, shape=("--replicas=2", "--stages=2"))
@@ -101,7 +108,7 @@ def test_a_bad_image_is_named_by_the_stage_that_has_it(world):
         batch = next(iter(feed))
     if job.grid.first:
         batch.images[3, 5, 5, 0] = np.nan
-    loss, _ = trainer._step(batch, ids, 0)
+    loss, _ = trainer._step(batch, ids, 0, job.adapt.place([len(ids)], 0, 0, 1))
     assert np.isnan(loss)
     np.testing.assert_array_equal(job.parameters.value, before)
     assert warnings == ["step 1: gradient is not finite (rank 0, samples 3, in the input); update left out"]

@@ -75,7 +75,6 @@ def test_a_resumed_run_needs_no_start(source, tmp_path, capsys):
         (["--init=nowhere"], "nowhere does not exist"),
         (["--init={other}"], "nothing in it fits"),
         (["--init={text}"], "expected a whole safetensors file"),
-        (["--freeze=layer1", "--stages=2"], "--freeze with --stages 2 is not available yet"),
         (["--freeze=layr1"], "did you mean 'layer1'"),
         (["--freeze=features,fc"], "leaves nothing to train"),
         (["--layer-lr=fast"], "expected a factor"),
