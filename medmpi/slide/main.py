@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean '{close[0]}'?" if close else f", expected one of {', '.join(COMMANDS)}"
         print(f"medmpi: error: unknown slide command '{words[0]}'{hint}", file=sys.stderr)
         return USAGE
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it cannot read becomes an error of ours
     module = importlib.import_module(f"medmpi.slide.commands.{words[0].replace('-', '_')}")
     from medmpi.data import DataError
 

@@ -35,7 +35,8 @@ class TiffReader(Slide):
         except Exception as error:  # tifffile raises many kinds for damaged files
             with contextlib.suppress(AttributeError):
                 self._file.close()
-            raise DataError(path, f"{error}") from error
+            why = "it holds no whole image" if isinstance(error, IndexError) else str(error)
+            raise DataError(path, why) from error
         self.shapes = tuple((int(p.imagelength), int(p.imagewidth)) for p in self._pages)
         self.downsamples = tuple(((self.shapes[0][0] / h) * (self.shapes[0][1] / w)) ** 0.5 for h, w in self.shapes)
         self.mpp = self._microns()

@@ -166,6 +166,12 @@ def test_a_bad_tile_costs_its_patches_and_nothing_else(tmp_path, prepared, capsy
     ledger = Ledger(out, manifests.load(out))
     status = ledger.status()
     assert status.failed
+    capsys.readouterr()
+    words = ["prepare", str(path), "--out", str(tmp_path / "pixels"), "--tissue", "all"]
+    for _ in range(2):  # also when it is there already
+        assert main(words) == 3
+        assert "damaged: " in capsys.readouterr().err
+    assert main(["run", str(tmp_path / "pixels"), *base[2:], "--out", str(tmp_path / "run"), "--no-tune"]) == 3
     bad = {(r, c) for item in status.failed for r, c, _ in ledger.failure(item)["bad_patches"]}
     assert (0, 1) in bad
     assert len(bad) <= 6  # its patch and the neighbours whose windows see it
@@ -329,12 +335,15 @@ def test_slides_that_fail_or_hold_nothing_are_kept_apart(tmp_path, prepared, cap
     words = ["prepare", str(tmp_path), "--out", str(tmp_path / "stores")]
     assert main(words) == 3
     out = capsys.readouterr()
-    assert "1 done, 0 kept, 1 skipped, 1 failed" in out.out
+    assert "1 done, 0 kept, 1 skipped, 0 damaged, 1 failed" in out.out
     assert "broken.svs" in out.err
     job = ["run", str(tmp_path / "stores"), "--out", str(tmp_path / "run"), "--model"]
     job += [str(prepared / "model.safetensors"), "--stride", "64", "--no-tune"]
     assert main(job) == 3  # not without a word
     assert "could not be prepared" in capsys.readouterr().err
+    assert main([*job, "--skip-bad"]) == 0
+    assert "skipped slide: broken" in capsys.readouterr().out
+    job[3] = str(tmp_path / "run2")
     (tmp_path / "broken.svs").unlink()
     for record in (tmp_path / "stores").glob("*.failed.json"):
         record.unlink()

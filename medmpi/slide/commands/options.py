@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from medmpi.data import DataError
@@ -64,6 +63,7 @@ def add_score_options(to: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--stain", choices=("none", "reinhard", "macenko", "vahadane"), default="none", help="stain normalisation"
     )
+    group.add_argument("--skip-bad", action="store_true", help="leave out slides that could not be prepared")
     group.add_argument("--retries", type=int, default=1, help="further attempts at an item that failed")
     group.add_argument("--no-tune", dest="tune", action="store_false", help="do not time the convolutions first")
 
@@ -82,10 +82,11 @@ def slide_paths(given: list[str]) -> list[Path]:
     return found
 
 
-def store_paths(given: list[str]) -> tuple[list[Path], dict[str, str]]:
+def store_paths(given: list[str], *, skip_bad: bool = False) -> tuple[list[Path], dict[str, str]]:
     """Stores named or in folders, and the slides that were skipped when the folders were prepared, with why.
 
-    DataError where a slide of a folder failed to be prepared: its scores would be missing without a word.
+    DataError where a slide of a folder failed to be prepared: its scores would be missing without a word. With
+    ``skip_bad`` such slides are among the skipped.
     """
     found: list[Path] = []
     skipped: dict[str, str] = {}
@@ -97,10 +98,11 @@ def store_paths(given: list[str]) -> tuple[list[Path], dict[str, str]]:
         found += sorted(p for p in path.glob("*.h5") if not p.name.startswith("."))
         for record in sorted(path.glob("*.skipped.json")):
             skipped[record.name.removesuffix(".skipped.json")] = read_json(record, "why a slide was skipped")["why"]
-        failed = sorted(path.glob("*.failed.json"))
-        if failed:
-            why = json.loads(failed[0].read_text())["why"]
-            raise DataError(failed[0], f"{len(failed)} slides could not be prepared: {why}", "prepare or remove them")
+        for record in sorted(path.glob("*.failed.json")):
+            why = read_json(record, "why a slide failed")["why"]
+            if not skip_bad:
+                raise DataError(record, f"a slide could not be prepared: {why}", "prepare it again, or --skip-bad")
+            skipped[record.name.removesuffix(".failed.json")] = f"failed: {why}"
     if not found:
         raise DataError(", ".join(given), "there are no stores", "run 'medmpi slide prepare' first")
     return found, skipped

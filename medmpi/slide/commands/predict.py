@@ -31,12 +31,10 @@ def main(argv: Sequence[str]) -> int:
     stores = args.out / "stores"
     slides = on_root(world, lambda: slide_paths(args.slides))
     on_root(world, lambda: stores.mkdir(parents=True, exist_ok=True))
-    code = prepare_all(slides, stores, options, world, quiet=args.quiet)
-    if code:
-        return code
+    prepare_all(slides, stores, options, world, quiet=args.quiet)
 
     def manifest() -> None:
-        found, skipped = store_paths([str(stores)])
+        found, skipped = store_paths([str(stores)], skip_bad=args.skip_bad)  # refuses slides that failed
         with usage():
             make(
                 args.out, found, args.model, stride=args.stride, engine=args.engine, stain=args.stain, tune=args.tune,

@@ -14,10 +14,14 @@ from medmpi.slide.commands.options import add_prepare_options, parser, positive,
 from medmpi.slide.files import write_json
 from medmpi.slide.launch import BAD_DATA, DONE, Progress, on_root, say, usage, world_if_launched
 from medmpi.slide.prepare import NoTissue, PrepareOptions, bytes_report, prepare
+from medmpi.slide.store import Store
+
+# A damaged slide has a store: patches that see what cannot be read will be among the failed.
+STATES = ("done", "kept", "skipped", "damaged", "failed")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Makes the stores of slides, each whole or not at all; 3 where one failed."""
+    """Makes the stores of slides, each whole or not at all; 3 where one failed or is damaged."""
     p = parser("prepare", "Tissue mask, patch grid and store of slides. What is there already is kept.")
     p.add_argument("slides", nargs="+", help="slides, or folders of them")
     p.add_argument("--out", required=True, type=Path, help="folder of the stores")
@@ -76,9 +80,9 @@ def prepare_all(slides: list[Path], out: Path, options: PrepareOptions, world: A
     progress.close()
     code = DONE
     if world is None or world.rank == 0:
-        counts = {state: sum(s == state for s, _ in outcomes) for state in ("done", "kept", "skipped", "failed")}
+        counts = {state: sum(s == state for s, _ in outcomes) for state in STATES}
         say(f"{out}: " + ", ".join(f"{n} {state}" for state, n in counts.items()), quiet=quiet)
-        code = BAD_DATA if counts["failed"] or len(outcomes) < len(slides) else DONE
+        code = BAD_DATA if counts["failed"] or counts["damaged"] or len(outcomes) < len(slides) else DONE
     return int(world.broadcast(code)) if world is not None else code
 
 
@@ -94,11 +98,18 @@ def _one(slide: Path, out: Path, options: PrepareOptions) -> tuple[str, str]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # one bad slide among many must not end the job
-        why = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+        why = str(error) if isinstance(error, DataError) else f"{slide}: {type(error).__name__}: {error}"
         write_json(records["failed"], {"slide": str(slide), "why": why})
-        return "failed", f"{slide}: {why}"
+        return "failed", why
     for record in records.values():
         record.unlink(missing_ok=True)
+    with Store(path) as store:
+        bad = len(store.bad)
+    if bad:
+        return (
+            "damaged",
+            f"{slide}: {bad} cells of {meta.patch}x{meta.patch} pixels cannot be read; the others are stored",
+        )
     if "skipped" in seconds:
         return "kept", f"{path} is there already"
     spent = " ".join(f"{name} {value:.1f} s" for name, value in seconds.items())
@@ -107,7 +118,7 @@ def _one(slide: Path, out: Path, options: PrepareOptions) -> tuple[str, str]:
 
 def _tell(outcome: tuple[str, str], quiet: bool) -> None:
     state, text = outcome
-    if state == "failed":
-        print(f"medmpi: failed: {text}", file=sys.stderr, flush=True)
+    if state in ("failed", "damaged"):
+        print(f"medmpi: {state}: {text}", file=sys.stderr, flush=True)
     else:
         say(f"{state}: {text}", quiet=quiet)

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         K.set_threads(args.threads)
 
     def manifest() -> None:
-        stores, skipped = store_paths(args.stores)
+        stores, skipped = store_paths(args.stores, skip_bad=args.skip_bad)
         with usage():
             make(
                 args.out, stores, args.model, stride=args.stride, engine=args.engine, stain=args.stain, tune=args.tune,
