@@ -150,8 +150,19 @@ def _expected(store: Store, meta: HeatmapMeta) -> dict[tuple[int, int], tuple[in
     return found
 
 
-def load_heatmap(path: Path) -> Heatmap:
-    """Reads a heatmap; DataError where it is none, or damaged."""
+def _thinned(data: Any, k: int) -> NDArray[Any]:
+    """Every k-th row and column, read in bands of whole chunks."""
+    if k == 1:
+        return np.asarray(data[...])
+    band = k * max(1, _CHUNK // k)
+    return np.concatenate([data[y : y + band][::k, ::k] for y in range(0, data.shape[0], band)])
+
+
+def load_heatmap(path: Path, *, most: int | None = None) -> Heatmap:
+    """Reads a heatmap; DataError where it is none, or damaged.
+
+    One of more than ``most`` points is thinned out while it is read, to every k-th point: that of a coarser stride.
+    """
     import h5py
 
     try:
@@ -164,7 +175,12 @@ def load_heatmap(path: Path) -> Heatmap:
             for name in ("level_shape", "level0_shape", "mpp", "classes"):
                 fields[name] = tuple(fields[name]) if fields[name] is not None else None
             fields["missing"] = tuple((int(y), int(x)) for y, x in fields["missing"])
-            return Heatmap(file["scores"][...], file["counts"][...], HeatmapMeta(**fields))
+            rows, columns = file["counts"].shape
+            k = 1 if most is None else max(1, int(np.ceil((rows * columns / most) ** 0.5)))
+            if k > 1:
+                fields["stride"] *= k
+            scores, counts = (_thinned(file[name], k) for name in ("scores", "counts"))
+            return Heatmap(scores, counts, HeatmapMeta(**fields))
     except FileNotFoundError:
         raise DataError(path, "no such file", "run 'medmpi slide stitch' first") from None
     except (OSError, KeyError, TypeError, ValueError) as error:

@@ -36,6 +36,7 @@ from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, open_slide, slide_
 SCHEMA, VERSION = "medmpi-slide-store", 1
 STORES = ("webp", "none")
 _CACHED = 256  # decoded cells that a group keeps: 37 MiB
+_AT_ONCE = 64  # cells that are read before they are encoded
 Cell = tuple[int, int]
 
 
@@ -111,7 +112,10 @@ def write_store(
             if about.pixels == "webp":
                 fresh = [cell for cell in needed_cells(own, chosen.shape, about) if cell not in stored]
                 stored.update(fresh)
-                encoded = list(pool.map(encode, _read_cells(slide, about, fresh, bad)))
+                encoded: list[bytes] = []
+                for first in range(0, len(fresh), _AT_ONCE):  # a pool takes all its input at once
+                    batch = fresh[first : first + _AT_ONCE]
+                    encoded += pool.map(encode, _read_cells(slide, about, batch, bad))
                 blob = np.frombuffer(b"".join(encoded), np.uint8)
                 if len(blob):  # else all its cells came with earlier groups
                     group.create_dataset("data", data=blob, chunks=(min(len(blob), 1 << 20),), fletcher32=True)

@@ -96,6 +96,16 @@ def test_unlabelled_slides_and_wrong_strides_are_refused(slides, tmp_path, capsy
     assert "keep them apart" in capsys.readouterr().err
 
 
+def test_large_heatmaps_are_thinned_out_as_they_are_read(slides):
+    path = slides / "heatmaps" / "tumor_001.heatmap.h5"
+    heat = load_heatmap(path)
+    for most, k in ((35280, 1), (35279, 2), (4000, 3), (10, 60)):
+        thin = load_heatmap(path, most=most)
+        np.testing.assert_array_equal(thin.of(), heat.of()[::k, ::k])
+        assert thin.counts.shape == thin.of().shape
+        assert thin.meta.stride == 16 * k
+
+
 def test_detect_writes_a_csv_a_slide(slides, tmp_path):
     assert main(["detect", str(slides / "heatmaps"), "--out", str(tmp_path), "--radius", "400"]) == 0
     assert len(list(tmp_path.glob("*.csv"))) == 20

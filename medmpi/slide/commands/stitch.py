@@ -21,6 +21,8 @@ from medmpi.slide.reader import Slide
 from medmpi.slide.store import Store, open_source
 from medmpi.slide.viewer import write_viewer
 
+_MOST = 1 << 26  # points of a heatmap that pictures are made of
+
 
 def main(argv: Sequence[str]) -> int:
     """Makes the heatmaps of a run's slides; 3 where one is incomplete: what is missing is listed."""
@@ -97,7 +99,7 @@ def _slide(store: Store, folder: Path | None) -> Slide | None:
 
 
 def _pictures(path: Path, slide: Slide | None, args: object) -> None:
-    heat = load_heatmap(path)
+    heat = load_heatmap(path, most=_MOST)
     stem = path.name.removesuffix(".heatmap.h5")
     options = vars(args)
     name = options["name"]
