@@ -118,8 +118,13 @@ class GradientBuckets:
         comm, wait = self._reducer.finish()
         if self._first is not None:
             start = time.perf_counter()
+            if self._world.leaders is not None:
+                self._world.leaders.Barrier()
+            group.barrier("wait for the other nodes' gradients")
+            arrived = time.perf_counter()
+            wait += arrived - start
             self._finish_between_nodes()
-            comm += time.perf_counter() - start
+            comm += time.perf_counter() - arrived
         self._reducer.next_step()
         group.leave()
         self._charge(comm, wait)

@@ -98,7 +98,7 @@ def _traced(method: Callable[..., Any], name: str, timeline: Timeline) -> Callab
     return traced
 
 
-def bottleneck(accounts: list[Account], hosts: list[str], *, balanced: bool) -> str | None:
+def bottleneck(accounts: list[Account], hosts: list[str], advice: str) -> str | None:
     """One line about what holds the ranks up most in an epoch and what to do about it; None where all is well."""
     average = mean(accounts)
     if average.total < _SHORTEST:
@@ -110,7 +110,6 @@ def bottleneck(accounts: list[Account], hosts: list[str], *, balanced: bool) -> 
         )
     if len(accounts) > 1 and imbalance(accounts) > _UNEVEN:
         slowest = max(range(len(accounts)), key=lambda rank: accounts[rank].comp)
-        advice = "it computes less from step to step" if balanced else "--balance would give it less of each batch"
         return (
             f"bottleneck: rank {slowest} on {hosts[slowest]} computed for {accounts[slowest].comp:.1f} s of the epoch,"
             f" the ranks' mean is {average.comp:.1f} s (imbalance {imbalance(accounts):.2f}); {advice}"

@@ -255,7 +255,7 @@ class Trainer:
         account = Account(*(t / size for t in total.times))
         seconds = total.seconds / size
         accounts = [Account(*Sums.of(f).times) for f in flat]
-        advice = bottleneck(accounts, self.world.hosts, balanced=self.job.balance.active)
+        advice = bottleneck(accounts, self.world.hosts, self._advice())
         if advice is not None and p.step_in_epoch == self.job.steps_per_epoch:
             self.hooks.say(advice)
         row: dict[str, Any] = {
@@ -280,6 +280,14 @@ class Trainer:
             for name in ("loss", "accuracy", "precision", "recall", "f1", "auc", "iou"):
                 row[f"val_{name}"] = getattr(scores, name)
         return row
+
+    def _advice(self) -> str:
+        """What would help a rank that computes for longer than the others."""
+        if self.job.balance.active:
+            return "it gets less of each batch from now on"
+        if self.job.grid.replicas < self.world.size:
+            return "other cuts, or fewer stages or tiles, would divide the work more evenly"
+        return "--balance would give it less of each batch"
 
     def _poll(self) -> None:
         """If any rank was asked to stop, all save the exact place and raise StopRequested."""

@@ -169,7 +169,7 @@ def test_outcomes_come_to_rank_0_in_order(world: World) -> None:
     assert (outcomes is None) == (world.rank != 0)
     if outcomes is not None:
         assert [o.value[0] for o in outcomes if o and o.value] == list(range(40))
-        assert {o.rank for o in outcomes if o} <= {0, 1}
+        assert {o.rank for o in outcomes if o} <= set(range(world.size))
         assert sorted(o.index for o in told) == list(range(40))
 
 
@@ -215,7 +215,7 @@ def test_an_item_that_takes_too_long_goes_to_another_rank_too(world: World) -> N
     if outcomes is not None:
         assert all(o and o.error is None for o in outcomes)
         assert len(finished) == 12
-        assert {o.value for o in outcomes if o} <= {0, 2}, "rank 1 was last with all that it began"
+        assert 1 not in {o.value for o in outcomes if o}, "rank 1 was last with all that it began"
 
 
 @pytest.mark.mpi(min_size=2)

@@ -65,11 +65,11 @@ def test_a_threefold_imbalance_is_reported_and_drawn(tmp_path, monkeypatch):
 
 def test_bottlenecks_are_named():
     even = [Account(comp=1.0, wait=0.1), Account(comp=1.1)]
-    assert bottleneck(even, ["a", "b"], balanced=False) is None
-    starved = bottleneck([Account(comp=1.0, io=1.0)], ["a"], balanced=False)
+    assert bottleneck(even, ["a", "b"], "try this") is None
+    starved = bottleneck([Account(comp=1.0, io=1.0)], ["a"], "try this")
     assert starved is not None
     assert "50 % of the epoch went to reading data" in starved
-    uneven = bottleneck([Account(comp=1.0, wait=2.0), Account(comp=3.0)], ["a", "b"], balanced=False)
+    uneven = bottleneck([Account(comp=1.0, wait=2.0), Account(comp=3.0)], ["a", "b"], "try this")
     assert uneven is not None
-    assert "rank 1 on b computed for 3.0 s of the epoch, the ranks' mean is 2.0 s (imbalance 1.50)" in uneven
-    assert bottleneck([Account()], ["a"], balanced=False) is None
+    assert "rank 1 on b computed for 3.0 s of the epoch, the ranks' mean is 2.0 s (imbalance 1.50); try this" in uneven
+    assert bottleneck([Account()], ["a"], "try this") is None
