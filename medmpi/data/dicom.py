@@ -54,10 +54,7 @@ class _Found:
 
 def read_dicom_header(file: Path) -> Header:
     """Size, frames and patient; the pixels are not looked at."""
-    found = _guarded(file, lambda: _read_header(file))
-    patient = str(found.dataset.get("PatientID", "") or "").strip()
-    grey = found.photometric in _GREY
-    return Header((found.rows, found.columns), grey, found.frames, patient or None, "dicom")
+    return _guarded(file, lambda: _header(file))
 
 
 def read_dicom(file: Path) -> MedicalImage:
@@ -108,6 +105,16 @@ def _guarded(file: Path, action: Callable[[], _T]) -> _T:
         raise DataError(file, "it needs more memory than there is", "take it out") from None
     except Exception as error:  # a tolerant parser over hostile bytes raises of every kind
         raise DataError(file, f"it cannot be read as DICOM ({error})", _ADVICE) from error
+
+
+def _header(file: Path) -> Header:
+    found = _read_header(file)
+    grey = found.photometric in _GREY
+    return Header((found.rows, found.columns), grey, found.frames, _patient(found.dataset), "dicom")
+
+
+def _patient(dataset: Any) -> str | None:
+    return str(dataset.get("PatientID", "") or "").strip() or None
 
 
 def _read_header(file: Path) -> _Found:
@@ -303,7 +310,6 @@ def _read(file: Path) -> MedicalImage:
         pixels = _modality(dataset, pixels)
     window, table = _interest(dataset, grey=found.photometric in _GREY)
     spacing, affine = _geometry(dataset)
-    patient = str(dataset.get("PatientID", "") or "").strip() or None
     return MedicalImage(
         path=str(file),
         pixels=pixels,
@@ -314,7 +320,7 @@ def _read(file: Path) -> MedicalImage:
         window=window,
         table=table,
         inverted=found.photometric == "MONOCHROME1",
-        group=patient,
+        group=_patient(dataset),
         tags={n: str(dataset.get(n, "")) for n in ("Modality", "SOPInstanceUID", "SeriesInstanceUID")},
     )
 

@@ -21,7 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import SPLITS, Task
+from .entries import by_threads
 from .errors import DataError, MissingPackage
+from .hdf5_check import check_hdf5
 from .opened import Opened, Part, check_classes
 from .partition import Ids
 from .source import ArraySource, Images, Source, Targets, memory_limit
@@ -82,6 +84,10 @@ def open_hdf5(path: str, *, task: Task | None, options: dict[str, str], image_si
         if key != "bits" or value not in map(str, range(8, 17)):
             raise ValueError(f"hdf5: option {key}={value}, expected bits=8..16")
     files = _files(Path(path))
+    _h5py()
+    for result in by_threads(check_hdf5, files, "HDF5"):
+        if isinstance(result, DataError):
+            raise result
     try:
         return _open(path, files, task, int(options.get("bits", "16")))
     except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError) as error:

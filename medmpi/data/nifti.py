@@ -7,14 +7,17 @@ upwards: axial slices (axis 2) have the front of the body at the top and the pat
 from __future__ import annotations
 
 import gzip
+import io
 import logging
 import os
 import struct
+import warnings
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +31,7 @@ _LARGEST_BYTES = 4 << 30
 _DEFLATE_RATIO = 1032
 _SLACK = 1 << 20  # bytes that may follow the pixels
 _ADVICE = "fetch it again, or take it out"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,7 @@ class _Claims:
 
 def read_nifti_header(file: Path, axis: int = 2) -> Header:
     """Size and number of slices; the group is the volume itself: its slices stay together."""
-    image = _guarded(file, lambda: _load(file, header_only=True))
-    sizes = _oriented_shape(image)
-    h, w = (sizes[a] for a in sorted({0, 1, 2} - {axis}, reverse=True))
-    return Header((h, w), True, sizes[axis], stem(file), "nifti")
+    return _guarded(file, lambda: _header(file, axis))
 
 
 def read_nifti(file: Path, axis: int = 2) -> MedicalImage:
@@ -52,10 +53,18 @@ def read_nifti(file: Path, axis: int = 2) -> MedicalImage:
     Scaled volumes are float32, others keep their dtype. DataError for what cannot be used: truncated, damaged,
     absurdly large, of more than three axes, complex or RGB.
     """
-    image = _guarded(file, lambda: _load(file, header_only=False))
-    nibabel = _nibabel()
-    canonical = nibabel.as_closest_canonical(image)
-    data = _guarded(file, lambda: _values(file, canonical))
+    return _guarded(file, lambda: _read(file, axis))
+
+
+def _header(file: Path, axis: int) -> Header:
+    sizes = _oriented_shape(file, _load(file, header_only=True))
+    h, w = (sizes[a] for a in sorted({0, 1, 2} - {axis}, reverse=True))
+    return Header((h, w), True, sizes[axis], stem(file), "nifti")
+
+
+def _read(file: Path, axis: int) -> MedicalImage:
+    canonical = _nibabel().as_closest_canonical(_load(file, header_only=False))
+    data = _values(file, canonical)
     zooms = [float(z) for z in canonical.header.get_zooms()[:3]]
     column_axis, row_axis = sorted({0, 1, 2} - {axis})
     slices = to_slices(data, axis)
@@ -150,10 +159,11 @@ def _nibabel() -> Any:
     except ImportError:
         raise MissingPackage("NIfTI", "reading it needs nibabel", "pip install 'medmpi[io]'") from None
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs in silence is checked here
+    warnings.filterwarnings("ignore", module=r"nibabel\b")
     return nibabel
 
 
-def _guarded(file: Path, action: Any) -> Any:
+def _guarded(file: Path, action: Callable[[], _T]) -> _T:
     try:
         return action()
     except DataError:
@@ -183,8 +193,11 @@ def _load(file: Path, *, header_only: bool) -> Any:
                 )
                 times = "x".join(map(str, claims.shape))
                 raise DataError(file, f"it claims {times} voxels, {claims.bytes_in_all:,} bytes, {there}", _ADVICE)
+            header = getattr(nibabel, kind + "Header").from_fileobj(
+                io.BytesIO(head[: 348 if kind == "Nifti1" else 540]), check=False
+            )
+            _check_affine(file, header.get_best_affine())
             if header_only:
-                header = getattr(nibabel, kind + "Header").from_fileobj(_Bytes(head), check=False)
                 data = np.broadcast_to(np.zeros((), np.uint8), claims.shape)
                 image = getattr(nibabel, kind + "Image")(data, header.get_best_affine(), header)
                 image.header.set_slope_inter(1, 0)
@@ -199,16 +212,11 @@ def _load(file: Path, *, header_only: bool) -> Any:
     return getattr(nibabel, kind + "Image").from_bytes(content)
 
 
-class _Bytes:
-    """The little of a file that nibabel's header reader asks for."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def read(self, n: int = -1) -> bytes:
-        part = self.data[self.at :] if n < 0 else self.data[self.at : self.at + n]
-        self.at += len(part)
-        return part
+def _check_affine(file: Path, found: Any) -> None:
+    """It must lead from voxels to places and back."""
+    affine = np.asarray(found, np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12:
+        raise DataError(file, "its affine is not finite or has no inverse", "correct its sform or qform")
 
 
 def _claims(file: Path, head: bytes) -> tuple[_Claims, str]:
@@ -243,10 +251,10 @@ def _claims(file: Path, head: bytes) -> tuple[_Claims, str]:
     raise DataError(file, "it is not NIfTI", "convert it, or take it out")
 
 
-def _oriented_shape(image: Any) -> tuple[int, int, int]:
+def _oriented_shape(file: Path, image: Any) -> tuple[int, int, int]:
     """The volume's shape when turned to RAS+."""
     nibabel = _nibabel()
-    shape = _three(Path(image.get_filename() or "volume"), tuple(image.shape))
+    shape = _three(file, tuple(image.shape))
     orientation = nibabel.io_orientation(image.affine)
     sizes = [0, 0, 0]
     for axis, (target, _) in enumerate(orientation):

@@ -7,9 +7,11 @@ that the decoders pass over are looked at here.
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +141,15 @@ def _check_whole(file: Path, format: str) -> None:
     raise DataError(file, "it is truncated: its end is missing", "fetch it again, or take it out")
 
 
+@cache
+def _quiet() -> None:
+    """What Pillow warns of (damaged metadata) does not touch the pixels; sizes are checked here."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
+
+
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
+    _quiet()
     try:
         with Image.open(file, formats=_FORMATS) as picture:
             if picture.width * picture.height > _LARGEST_PIXELS:

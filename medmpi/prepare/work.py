@@ -123,6 +123,7 @@ class Worker:
         labels: list[int] = []
         names: list[str] = []
         groups: list[str] = []
+        spacings: list[tuple[float, float]] = []
         images: Any = None
         try:
             with h5py.File(temporary, "w") as file:
@@ -142,13 +143,15 @@ class Worker:
                     images.resize(len(names) + 1, axis=0)
                     images[len(names)] = pixels
                     names.append(item.name if image.frames == 1 else f"{item.name}_{frame:04}")
+                    spacings.append(_spacing(image, prepared, self.options) or (np.nan, np.nan))
                     groups.append(image.group or str(item.file))
                     labels.append(self.classes.index(item.label) if item.label in self.classes else 0)
                     if unit.preview and len(names) == 1:
                         self._preview(image, prepared, names[0])
                 if names:
-                    text = h5py.string_dtype()
-                    file["names"], file["groups"] = np.array(names, text), np.array(groups, text)
+                    # Strings of fixed length: a damaged heap of others can hang the library.
+                    file["names"], file["groups"] = (np.array([t.encode() for t in ts]) for ts in (names, groups))
+                    file["spacing_mm"] = np.array(spacings)
                     if self.classes:
                         file["labels"] = np.array(labels, np.int64)
                         file.attrs["classes"] = list(self.classes)

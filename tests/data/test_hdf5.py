@@ -1,6 +1,7 @@
 """Arrays in HDF5: one file or shards, and files that lack something."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -86,10 +87,24 @@ def test_what_was_never_written(tmp_path):
     with pytest.raises(DataError, match="never written"):
         open_dataset(f"hdf5:{tmp_path / 'claim.h5'}")
     whole = _write(tmp_path / "cut.h5", images=_images(20), labels=np.arange(20) % 2).read_bytes()
-    for part in range(16):
-        (tmp_path / "cut.h5").write_bytes(whole[: len(whole) * part // 16])
+    for part in range(4):
+        (tmp_path / "cut.h5").write_bytes(whole[: len(whole) * part // 4])
         with pytest.raises(DataError, match=r"cut.h5"):
             open_dataset(f"hdf5:{tmp_path / 'cut.h5'}")
+
+
+def test_a_file_that_the_library_hangs_over(tmp_path, monkeypatch):
+    """The reading process is ended and the file named; so is one that crashes it."""
+    file = _write(tmp_path / "a.h5", images=_images(4), labels=np.arange(4) % 2)
+    monkeypatch.setattr("medmpi.data.hdf5_check._SECONDS", 0.01)
+    with pytest.raises(DataError, match=r"a.h5: it was not read through after 0 s"):
+        open_dataset(f"hdf5:{file}")
+    monkeypatch.setattr("medmpi.data.hdf5_check._SECONDS", 60.0)
+    crash = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda command, **how: run([command[0], "-c", crash], **how))
+    with pytest.raises(DataError, match=r"HDF5 crashed on it \(-11\)"):
+        open_dataset(f"hdf5:{file}")
 
 
 @pytest.mark.parametrize(

@@ -169,3 +169,26 @@ def test_layouts_that_do_not_fit(volumes):
         open_dataset(f"nifti:{volumes}", task="classification")
     with pytest.raises(ValueError, match="axis=up"):
         open_dataset(f"nifti:{volumes}?axis=up")
+
+
+def test_headers_that_make_no_sense(tmp_path):
+    """A NaN in the affine, and bytes of the header changed at random: an image or a DataError, nothing else."""
+    rng = np.random.default_rng(0)
+    file = _volume(tmp_path / "v.nii", rng.integers(0, 99, (6, 5, 4)).astype(np.int16))
+    whole = file.read_bytes()
+    bad = bytearray(whole)
+    bad[280:284] = np.float32("nan").tobytes()  # srow_x
+    file.write_bytes(bad)
+    for read in (read_image, read_header):
+        with pytest.raises(DataError, match="affine is not finite"):
+            read(file)
+    for _ in range(200):
+        changed = bytearray(whole)
+        for at in rng.integers(0, 348, 2):
+            changed[at] = int(rng.integers(256))
+        file.write_bytes(changed)
+        try:
+            header, image = read_header(file), read_image(file)
+        except DataError:
+            continue
+        assert image.pixels.shape[:3] == (header.frames, *header.image_size)
