@@ -24,16 +24,19 @@ BASE = (
 )  # fmt: skip
 
 
-def _compare(world, *flags, shape, steps=20):
-    """20 steps of SGD on the grid; each step starts from the serial run's weights (see test_invariance)."""
+def _compare(world, *flags, shape, steps=20, tolerance=1e-5):
+    """20 steps of SGD on the grid; each step starts from the serial run's weights (see test_invariance).
+
+    Convolutions of tiles have other sizes, and their kernels another order of sums: their tolerance is wider.
+    """
     alone = world.split(world.rank)
     single, serial, expected_rows = grids.train(tiny.options(*BASE, *flags), alone)
     together, split, rows = grids.train(tiny.options(*BASE, *flags, *shape), world, follow=serial)
     assert len(serial) == len(split) == steps
     off = [grids.differences(a, b) for (a, _), (b, _) in zip(split, serial, strict=True)]
     moved = [grids.differences(a, b) for (_, a), (_, b) in zip(split, serial, strict=True)]
-    assert off[0] <= 1e-5
-    assert np.median(off) <= 1e-5
+    assert off[0] <= tolerance
+    assert np.median(off) <= tolerance
     assert moved[-1] <= 1e-4
     for (row, scores), (expected_row, expected_scores) in zip(rows, expected_rows, strict=True):
         assert row["train_loss"] == pytest.approx(expected_row["train_loss"], rel=1e-5)
@@ -71,13 +74,13 @@ def test_segmentation_in_three_stages_trains_as_one_rank(world):
 
 @pytest.mark.mpi(min_size=2)
 def test_tiles_train_as_one_rank(world):
-    _compare(world, shape=("--tiles=2", "--micro-batches=2"))
+    _compare(world, shape=("--tiles=2", "--micro-batches=2"), tolerance=3e-5)
 
 
 @pytest.mark.mpi(min_size=4)
 def test_tiles_of_stages_train_a_segmentation_as_one_rank(world):
     flags = ("--model=unet", "--task=segmentation", "--stem=auto", "--class-weights=balanced", "--epochs=2")
-    _compare(world, *flags, "--max-steps=10", shape=("--tiles=2", "--stages=2"), steps=10)
+    _compare(world, *flags, "--max-steps=10", shape=("--tiles=2", "--stages=2"), steps=10, tolerance=3e-5)
 
 
 @pytest.mark.mpi(min_size=4)
