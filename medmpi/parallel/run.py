@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
+from .guard import EXIT_INTERRUPT, EXIT_REQUEUE
+
 
 def find_mpirun() -> str | None:
     """The mpirun beside this Python (a virtual environment's own), else the first on PATH."""
@@ -106,7 +108,12 @@ def _copy(source: Any, target: TextIO, watch: Callable[[str], None]) -> None:
 
 
 def _wait(process: subprocess.Popen[Any]) -> int:
+    """The exit code of mpirun; 130 after Ctrl-C."""
+    interrupted = False
+
     def forward(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = interrupted or number == signal.SIGINT
         # a terminal sends Ctrl-C to the launcher as well; a second one makes it end the ranks at once
         if number != signal.SIGINT or not sys.stdin.isatty():
             process.send_signal(number)
@@ -114,7 +121,9 @@ def _wait(process: subprocess.Popen[Any]) -> int:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     previous = [(number, signal.signal(number, forward)) for number in numbers]
     try:
-        return process.wait()
+        code = process.wait()
+        # ranks that were interrupted before they joined the others end with whatever MPI makes of it
+        return EXIT_INTERRUPT if interrupted and code not in (0, EXIT_REQUEUE) else code
     finally:
         for number, handler in previous:
             signal.signal(number, handler)
