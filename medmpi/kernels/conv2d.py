@@ -114,10 +114,10 @@ def conv2d(
     ``bias (K,)`` and ``residual``, of the result's shape, are added, then, with ``relu``, negative results become 0.
     ``moments``, two float64 arrays (K,), receive each channel's mean and sum of squared deviations from it over the
     result, as ``batch_norm_statistics`` computes them. All of this is done while the result is in cache.
-    ``algo``: ``"direct"``, ``"winograd"`` (3 x 3 and 5 x 5 filters of stride 1; errors of 1e-5 of the largest result, about half
-    the time) or ``"auto"``, which chooses by the layer's sizes, never by the batch's. ``cache``, one for each layer,
-    keeps the weights as the kernel wants them for the next call: only for weights that do not change (or call its
-    ``clear()`` when they do).
+    ``algo``: ``"direct"``, ``"winograd"`` (3 x 3 and 5 x 5 filters of stride 1; errors of 1e-5 of the largest result,
+    about half the time) or ``"auto"``, which chooses by the layer's sizes, never by the batch's. ``cache``, one for
+    each layer, keeps the weights as the kernel wants them for the next call: only for weights that do not change (or
+    call its ``clear()`` when they do).
     Raises TypeError for a wrong dtype or layout, ValueError for sizes that do not fit.
     """
     window = _window("conv2d", stride, padding, dilation, groups)

@@ -67,6 +67,28 @@ def test_two_sessions_of_one_graph() -> None:
         assert np.array_equal(small(x[i : i + 1])[0], whole[i : i + 1])
 
 
+@pytest.mark.parametrize("samples", [1, 2, 3])
+def test_a_few_samples_at_a_time(samples: int) -> None:
+    graph = built("unet", 32, 8).fold()
+    session = nn.Session(graph, (6, 32, 32, 1), micro_batch=samples)
+    x = np.random.default_rng(0).standard_normal((6, 32, 32, 1), dtype=np.float32)
+    (whole,) = graph.forward(x, context=EVAL)[0]
+    assert np.array_equal(session(x)[0], whole)
+    np.copyto(session.inputs[0], x[::-1])
+    session.run()
+    assert np.array_equal(session.outputs[0], whole[::-1])
+    with pytest.raises(ValueError, match="micro_batch is 4, expected a divisor of the batch of 6"):
+        nn.Session(graph, (6, 32, 32, 1), micro_batch=4)
+
+
+def test_a_tuned_session_computes_the_same() -> None:
+    graph = built("mini_xception", 32).fold()
+    session = nn.Session.tuned(graph, (4, 32, 32, 1))
+    assert session.micro_batch in (1, 2, 4)
+    x = np.random.default_rng(0).standard_normal((4, 32, 32, 1), dtype=np.float32)
+    np.testing.assert_allclose(session(x)[0], graph.forward(x, context=EVAL)[0][0], rtol=1e-4, atol=1e-5)
+
+
 def test_wrong_inputs() -> None:
     session = nn.Session(built("mini_xception", 32), (1, 32, 32, 1))
     with pytest.raises(ValueError, match=r"float32 \(2, 32, 32, 1\), expected float32 \(1, 32, 32, 1\)"):
