@@ -7,6 +7,7 @@ what fails or is killed is found open by the next ``medmpi slide submit``, which
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ def write_scripts(
     folder.mkdir()
     _write(folder / "items.txt", "".join(f"{item.index}\n" for item in items))
     tasks = -(-len(items) // resources.per_task)
+    job = f"medmpi-{re.sub(r'[^A-Za-z0-9._-]', '_', run.name)}-{number}"
     names = []
     for k, first in enumerate(range(0, tasks, limit)):
         count = min(limit, tasks - first)
@@ -63,11 +65,11 @@ def write_scripts(
             f' --task "$(({first} + {_INDEX[scheduler]}))" --per-task {resources.per_task}'
         )
         names.append(f"array-{k:03d}.sh")
-        name = f"medmpi-{run.name}-{number}-{k}"
+        name = f"{job}-{k}"
         _write(folder / names[-1], _script(scheduler, name, resources, run, _array(scheduler, count, resources), body))
     stitch = f"{_command(python)} stitch {shlex.quote(str(run))}"
-    _write(folder / "stitch.sh", _script(scheduler, f"medmpi-{run.name}-{number}-stitch", resources, run, [], stitch))
-    _write(folder / "submit.sh", _master(scheduler, folder, names, f"medmpi-{run.name}-{number}"))
+    _write(folder / "stitch.sh", _script(scheduler, f"{job}-stitch", resources, run, [], stitch))
+    _write(folder / "submit.sh", _master(scheduler, folder, names, job))
     return folder / "submit.sh"
 
 
