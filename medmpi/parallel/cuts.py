@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
+UNWANTED = 1e6  # seconds to add to the transfer at a place where nothing should be cut unless it must
+
 
 def balanced_cuts(
     seconds: Sequence[float],

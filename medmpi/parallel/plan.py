@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import ceil, log2
 from typing import TypeAlias
 
-from .cuts import balanced_cuts
+from .cuts import UNWANTED, balanced_cuts
 from .schedule import one_f_one_b
 
 Event: TypeAlias = tuple[str, int, int]  # kind, stage, micro-batch
@@ -145,6 +145,8 @@ def predict(
     each = images / pieces
     if cuts is None:
         send = [2 * network.transfer(c.sends * each) for c in costs]
+        for i in range(1, len(costs)):  # a normalisation stays with the layer whose result it reads
+            send[i] += UNWANTED if costs[i].meets and not costs[i - 1].meets else 0.0
         cuts = balanced_cuts([c.seconds(each) for c in costs], stages, transfer=send) if stages > 1 else []
     parts = [list(costs[a:b]) for a, b in pairwise([0, *cuts, len(costs)])]
     joint = whole_batch and any(c.meets for c in costs)

@@ -156,14 +156,11 @@ class Saver:
         local = _under(own, state)
         replicas = run.get("replicas", run["ranks"])
         pieces = run.get("micro_batches", 1)
-        if (replicas, pieces) == (grid.replicas, job.pipeline.micro_batches):
-            if local and job.statistics is None:
-                for name, buffer in _buffers(job.graph).items():
-                    buffer[...] = local[name]
-            how = "bit for bit"
-        else:
-            exactly = job.parameters.exact is not None and job.statistics is not None
-            how = "bit for bit" if exactly else "but not bit for bit"
+        if local and job.statistics is None and (replicas, pieces) == (grid.replicas, job.pipeline.micro_batches):
+            for name, buffer in _buffers(job.graph).items():
+                buffer[...] = local[name]
+        exactly = job.parameters.exact is not None and job.statistics is not None
+        how = "bit for bit" if exactly else "but not bit for bit"
         before, now = _split(run.get("grid", "")), _split(grid.describe())
         if (run["ranks"], before) != (world.size, now):
             notes.append(f"resumed on {world.size} ranks{now} after {run['ranks']}{before}: same batches, {how}")

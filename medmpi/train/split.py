@@ -15,7 +15,7 @@ from medmpi.data import Batch
 from medmpi.nn import tiles
 from medmpi.nn.measure import NodeCost, measure
 from medmpi.parallel import Grid, Pipeline
-from medmpi.parallel.cuts import balanced_cuts
+from medmpi.parallel.cuts import UNWANTED, balanced_cuts
 from medmpi.parallel.spatial import RowExchange
 from medmpi.train.failure import USAGE, Failure
 from medmpi.train.options import Options
@@ -74,6 +74,10 @@ def cuts_by_cost(model: nn.Graph, image: tuple[int, int, int], costs: Sequence[N
     """The cuts that make the slowest stage fastest, sending included."""
     sizes = model.shapes((1, *image))
     send = [_SECONDS_PER_BYTE * 8 * sum(prod(sizes[v]) for v in model.live(i)) for i in range(len(model))]
+    for i, node in enumerate(model.nodes):
+        # a convolution takes the moments of its result for the normalisation behind it: other cuts, other rounding
+        if isinstance(node.layer, nn.BatchNorm2d) and node.inputs[0] >= model.n_inputs:
+            send[i] += UNWANTED
     return balanced_cuts([c.seconds for c in costs], stages, transfer=send)
 
 
