@@ -67,7 +67,8 @@ MEDMPI_INLINE void weigh_packs(Symmetry symmetry, int64_t radius, const T* taps,
 #pragma GCC unroll 4
       for (int u = 0; u < Count; ++u) sum[u] += value(t, u) * taps[radius + t];
   }
-  std::memcpy(out, sum, sizeof sum);
+#pragma GCC unroll 4
+  for (int u = 0; u < Count; ++u) std::memcpy(out + u * Pack<T>::kWidth, &sum[u], sizeof sum[u]);
 }
 
 /// Results [begin, end) of a line: at(t) points to the value at offset t for result 0.
@@ -109,16 +110,16 @@ inline void filter_along(const AxisFilter& f, const T* taps, const T* padded, T*
   filter_line(f.symmetry, f.radius, taps, [=](int64_t t) { return centre + t * inner; }, 0, f.n * inner, y);
 }
 
-/// Values that a stripe of columns is wide: 2 KB of a line.
-template <typename T>
-constexpr int64_t kStripe = 2048 / sizeof(T);
-
-/// Across lines of `inner` values: lines[i + t] is the line at offset t of result i, 0 <= i < count.
+/// Across lines of `inner` values: lines[i + t] is the line at offset t of result i, 0 <= i < count. Columns are taken
+/// in stripes, of which all lines fit the first-level cache.
 template <typename T>
 inline void filter_across(Symmetry symmetry, int64_t radius, const T* taps, const T* const* lines, int64_t count,
                           int64_t inner, T* y) {
-  for (int64_t begin = 0; begin < inner; begin += kStripe<T>) {
-    const int64_t end = begin + kStripe<T> < inner ? begin + kStripe<T> : inner;
+  constexpr int64_t kBytes = 32 << 10, kStep = kUnroll * Pack<T>::kWidth, kMost = 2048 / sizeof(T);
+  const int64_t fit = kBytes / static_cast<int64_t>(sizeof(T)) / (count + 2 * radius) / kStep * kStep;
+  const int64_t stripe = fit < kStep ? kStep : fit < kMost ? fit : kMost;
+  for (int64_t begin = 0; begin < inner; begin += stripe) {
+    const int64_t end = begin + stripe < inner ? begin + stripe : inner;
     for (int64_t i = 0; i < count; ++i)
       filter_line(symmetry, radius, taps, [=](int64_t t) { return lines[i + t]; }, begin, end, y + i * inner);
   }
