@@ -59,6 +59,7 @@ def _measure(
     layer.b.update({name: value.copy() for name, value in layer.b.items()})
     alone.nodes.append(Node(node.name, layer, tuple(range(len(shapes)))))
     alone.outputs = (len(shapes),)
+    alone.wanted = tuple(needed)  # a frozen layer keeps what passes gradients on, where they are passed on
     try:
         parameters = Parameters(alone)
         xs = [_random(rng, shape) for shape in shapes]

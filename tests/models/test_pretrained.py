@@ -7,6 +7,7 @@ import pytest
 
 from medmpi import models, nn
 from medmpi.nn import checkpoint
+from medmpi.nn.measure import measure
 
 torch = pytest.importorskip("torch", reason="torch is the oracle of transfer learning")
 import torch_models  # noqa: E402
@@ -184,3 +185,14 @@ def test_weights_for_more_channels():
     x = np.random.default_rng(0).standard_normal((2, 9, 9, 1), np.float32)
     response = graph["conv1"].forward(np.repeat(x, 3, axis=-1), context=nn.Context(train=False))[0]
     close(response, grey.conv1(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach().numpy())
+
+
+def test_frozen_layers_are_measured():
+    """Those in the middle pass gradients on, those at the beginning and the end do not."""
+    graph, _ = pair()
+    graph.freeze([n.name for n in graph.nodes if n.name.startswith(("conv1", "bn1", "layer2")) or n.name == "fc"])
+    costs = measure(graph, (2, 16, 16, 3), rounds=1)
+    assert [cost.name for cost in costs] == [node.name for node in graph.nodes]
+    trained = {cost.name: cost.parameter_bytes > 0 for cost in costs}
+    assert not trained["layer2.0.conv1"]
+    assert trained["layer3.0.conv1"]
