@@ -7,6 +7,7 @@ against the deviation. ``mean`` and ``rstd`` may be given as float32 too.
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -66,7 +67,7 @@ def batch_norm_inference(
     out: Array | None = None,
 ) -> Array:
     """Normalise with given statistics (running mean and variance), else as ``batch_norm``; ``out`` may be ``x``."""
-    if not (np.isfinite(eps) and eps >= 0):
+    if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"batch_norm_inference: eps is {eps}, expected a finite number >= 0")
     rstd = 1.0 / np.sqrt(np.asarray(var, np.float64) + eps)
     return batch_norm_apply(x, gamma, beta, mean, rstd, relu, residual, out)

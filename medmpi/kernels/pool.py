@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +16,10 @@ Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 Sizes: TypeAlias = tuple[int, int]
 
+_UINT8, _INT32 = np.dtype(np.uint8), np.dtype(np.int32)
 
-@dataclass(frozen=True, slots=True)
-class MaxPoolIndices:
+
+class MaxPoolIndices(NamedTuple):
     """Where each maximum of a ``max_pool2d`` was, for its backward: ``place`` holds its position in its window
     (row by row; uint8, or int32 for windows of more than 255 values), the rest says which windows they are."""
 
@@ -96,15 +96,30 @@ def max_pool2d(
     ValueError where a window could lie wholly in the padding.
     """
     op = "max_pool2d"
-    n, h, w, c = _image(op, "x", shape_of(op, "x", x))
+    shape, kernel, steps, start, spread, wide = _max_windows(
+        op, shape_of(op, "x", x), kernel_size, stride, padding, dilation, ceil_mode
+    )
+    out = result_for(op, shape, out)
+    place = empty(shape, _INT32 if wide else _UINT8)
+    _core.max_pool2d(x, kernel, steps, start, spread, shape[1:3], wide, out, place)
+    return out, MaxPoolIndices(place, kernel, steps, start, spread)
+
+
+@remembered
+def _max_windows(
+    op: str,
+    shape: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair | None,
+    padding: Padding,
+    dilation: Pair,
+    ceil_mode: bool,
+) -> tuple[tuple[int, int, int, int], Sizes, Sizes, Sizes, Sizes, bool]:
+    """Shape of the result, window, stride, padding before, dilation, and whether places take more than a byte."""
+    n, h, w, c = _image(op, "x", shape)
     kernel, steps, pad, spread = _windows(op, kernel_size, stride, padding, dilation)
     p, q = (_length(op, *sizes, ceil_mode) for sizes in zip((h, w), kernel, steps, pad, spread, strict=True))
-    out = result_for(op, (n, p, q, c), out)
-    wide = kernel[0] * kernel[1] > 255
-    place = empty((n, p, q, c), np.int32 if wide else np.uint8)
-    start = (pad[0][0], pad[1][0])
-    _core.max_pool2d(x, kernel, steps, start, spread, (p, q), wide, out, place)
-    return out, MaxPoolIndices(place, kernel, steps, start, spread)
+    return (n, p, q, c), kernel, steps, (pad[0][0], pad[1][0]), spread, kernel[0] * kernel[1] > 255
 
 
 def max_pool2d_backward(
