@@ -10,7 +10,7 @@ import numpy as np
 from .plan import Network
 from .world import World
 
-_SMALL, _LARGE, _ROUNDS = 8, 8 << 20, 5  # bytes, bytes, times
+_SMALL, _LARGE, _ROUNDS, _CALLS = 8, 8 << 20, 5, 21  # bytes, bytes, times, times
 
 
 def probe(world: World) -> Network:
@@ -27,22 +27,22 @@ def probe(world: World) -> Network:
     if world.nodes > 1:
         far = _link(world, 0, world.node_ranks[-1][0])
     tiny, gradients = np.zeros(8), world.allocate(_LARGE // 4)
-    meeting = _best(world, lambda: world.sum(tiny))
-    summed = _best(world, lambda: world.sum(gradients))
+    meeting = _typical(world, lambda: world.sum(tiny))
+    summed = _typical(world, lambda: world.sum(gradients))
     figures = (latency, bandwidth, meeting, _LARGE / max(summed - meeting, summed / 10), world.local_size, *far)
     latency, bandwidth, meeting, sums, size, far_latency, far_bandwidth = world.broadcast(figures)
     return Network(latency, bandwidth, meeting, sums, int(size), far_latency, far_bandwidth)
 
 
-def _best(world: World, action: Callable[[], object]) -> float:
-    """The shortest of a few calls, all ranks together; seconds."""
-    best = float("inf")
-    for _ in range(_ROUNDS):
+def _typical(world: World, action: Callable[[], object]) -> float:
+    """The median call, all ranks together; seconds. Where ranks share cores most calls wait for one that sleeps."""
+    took = []
+    for _ in range(_CALLS):
         world.barrier("probe")
         start = time.perf_counter()
         action()
-        best = min(best, time.perf_counter() - start)
-    return best
+        took.append(time.perf_counter() - start)
+    return float(np.median(took))
 
 
 def _link(world: World, a: int, b: int) -> tuple[float, float]:
