@@ -5,18 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from medmpi.train.config import ConfigError
+from medmpi.train.config import ConfigError, SettingsParser
 from medmpi.train.ensemble import Settings
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise ConfigError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser."""
-    parser = _Parser(
+    parser = SettingsParser(
         prog="medmpi evaluate",
         description="Scores of trained models on a split, and of all of them together. Runs under mpirun as well.",
         allow_abbrev=False,

@@ -10,17 +10,16 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import codestream, decoder
-from .errors import DataError, MissingPackage
+from .errors import DataError, MissingPackage, guarded
 from .medical import Header, MedicalImage
 
 LARGEST_PIXELS = 1 << 26  # of a frame: 67 million; a mammogram of 4800 x 6000 has 29
@@ -29,7 +28,6 @@ _LARGEST_INFLATED = 256 << 20
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
-_T = TypeVar("_T")
 _UNDEFINED = 0xFFFFFFFF
 _ADVICE = "fetch it again, or take it out"
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -54,7 +52,7 @@ class _Found:
 
 def read_dicom_header(file: Path) -> Header:
     """Size, frames and patient; the pixels are not looked at."""
-    return _guarded(file, lambda: _header(file))
+    return guarded(file, "DICOM", _ADVICE, lambda: _header(file))
 
 
 def read_dicom(file: Path) -> MedicalImage:
@@ -62,7 +60,7 @@ def read_dicom(file: Path) -> MedicalImage:
 
     DataError names the file for whatever is wrong: no DICOM, no pixels, absurd sizes, truncated, not decodable.
     """
-    return _guarded(file, lambda: _read(file))
+    return guarded(file, "DICOM", _ADVICE, lambda: _read(file))
 
 
 def decode_here(path: str) -> NDArray[Any]:
@@ -92,19 +90,6 @@ def _pydicom() -> Any:
     warnings.filterwarnings("ignore", module=r"pydicom\b")
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return pydicom
-
-
-def _guarded(file: Path, action: Callable[[], _T]) -> _T:
-    try:
-        return action()
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(file, "no such file", "check the path") from None
-    except MemoryError:
-        raise DataError(file, "it needs more memory than there is", "take it out") from None
-    except Exception as error:  # a tolerant parser over hostile bytes raises of every kind
-        raise DataError(file, f"it cannot be read as DICOM ({error})", _ADVICE) from error
 
 
 def _header(file: Path) -> Header:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import gzip
 import io
 import logging
-import os
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DataError, MissingPackage
+from ..files import write_whole
+from .errors import DataError, MissingPackage, guarded
 from .medical import Header, MedicalImage
 
 SUFFIXES = (".nii", ".nii.gz")
@@ -31,7 +30,6 @@ _LARGEST_BYTES = 4 << 30
 _DEFLATE_RATIO = 1032
 _SLACK = 1 << 20  # bytes that may follow the pixels
 _ADVICE = "fetch it again, or take it out"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class _Claims:
 
 def read_nifti_header(file: Path, axis: int = 2) -> Header:
     """Size and number of slices; the group is the volume itself: its slices stay together."""
-    return _guarded(file, lambda: _header(file, axis))
+    return guarded(file, "NIfTI", _ADVICE, lambda: _header(file, axis))
 
 
 def read_nifti(file: Path, axis: int = 2) -> MedicalImage:
@@ -53,7 +51,7 @@ def read_nifti(file: Path, axis: int = 2) -> MedicalImage:
     Scaled volumes are float32, others keep their dtype. DataError for what cannot be used: truncated, damaged,
     absurdly large, of more than three axes, complex or RGB.
     """
-    return _guarded(file, lambda: _read(file, axis))
+    return guarded(file, "NIfTI", _ADVICE, lambda: _read(file, axis))
 
 
 def _header(file: Path, axis: int) -> Header:
@@ -99,7 +97,7 @@ def write_labels(target: Path, slices: NDArray[np.uint8], *, like: Path, axis: i
     Written under a temporary name, synced and renamed. ValueError where the sizes do not fit.
     """
     nibabel = _nibabel()
-    source = _guarded(like, lambda: _load(like, header_only=True))
+    source = guarded(like, "NIfTI", _ADVICE, lambda: _load(like, header_only=True))
     orientation = nibabel.io_orientation(source.affine)
     canonical = from_slices(slices, axis)
     back = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), orientation)
@@ -132,15 +130,7 @@ def write_volume(
 def _write_whole(target: Path, content: bytes) -> None:
     if target.name.endswith(".gz"):
         content = gzip.compress(content, 6, mtime=0)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(target, content)
 
 
 def stem(file: Path) -> str:
@@ -161,19 +151,6 @@ def _nibabel() -> Any:
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # what it repairs in silence is checked here
     warnings.filterwarnings("ignore", module=r"nibabel\b")
     return nibabel
-
-
-def _guarded(file: Path, action: Callable[[], _T]) -> _T:
-    try:
-        return action()
-    except DataError:
-        raise
-    except FileNotFoundError:
-        raise DataError(file, "no such file", "check the path") from None
-    except MemoryError:
-        raise DataError(file, "it needs more memory than there is", "take it out") from None
-    except Exception as error:
-        raise DataError(file, f"it cannot be read as NIfTI ({error})", _ADVICE) from error
 
 
 def _load(file: Path, *, header_only: bool) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from onnx import TensorProto, helper
 
 import medmpi
 from medmpi import nn
+from medmpi.files import write_whole
 from medmpi.models import ModelSpec
 from medmpi.nn.layer import Shape
 
@@ -77,15 +77,7 @@ def _value(name: str, shape: Shape) -> onnx.ValueInfoProto:
 
 def save(model: onnx.ModelProto, path: Path) -> None:
     """Writes the file in one step; OSError where it cannot be, and no half file is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(model.SerializeToString())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, model.SerializeToString())
 
 
 def difference(model: onnx.ModelProto, graph: nn.Graph, spec: ModelSpec, batches: tuple[int, ...] = (1, 3)) -> float:

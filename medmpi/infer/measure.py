@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import kernels as K
+from medmpi.files import write_whole
 from medmpi.infer.options import Options
 from medmpi.infer.predictor import Predictor
 from medmpi.infer.results import percentiles
 from medmpi.train.failure import on_root
-from medmpi.train.log import write_whole
 
 if TYPE_CHECKING:
     from medmpi.parallel import World

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
-from medmpi.train.config import ConfigError
+from medmpi.train.config import ConfigError, SettingsParser
 
 _EPILOG = """\
 Model, preprocessing and class names come from the run folder. Results: results.csv and results.jsonl in --out, masks
@@ -44,14 +43,9 @@ class Options:
     quiet: bool = False
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser of all flags."""
-    parser = _Parser(
+    parser = SettingsParser(
         prog=prog,
         description="Classify or segment DICOM, NIfTI, PNG, JPEG, TIFF and PGM images with a trained model.",
         epilog=_EPILOG,

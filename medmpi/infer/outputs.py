@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from medmpi import __version__
 from medmpi.data import DataError, MedicalImage
 from medmpi.data.nifti import write_labels, write_volume
+from medmpi.files import write_whole
 
 Masks = NDArray[np.uint8]
 _COLOURS = (0, 0, 0, 230, 60, 50, 60, 180, 75, 0, 130, 200, 255, 225, 25, 145, 30, 180, 70, 240, 240, 240, 50, 230)
@@ -116,13 +116,5 @@ def _complete(source: object) -> None:
 
 
 def _whole(path: Path, content: bytes) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, content)
     return path

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from medmpi.train.log import write_whole
+from medmpi.files import write_whole
 
 Result = dict[str, Any]
 _PERCENTILES = (50, 90, 95, 99)

@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from ..files import replacing
 from .graph import Graph
 
 _CRC = "medmpi.crc32"
@@ -123,30 +124,13 @@ def save(
     names = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     arrays = {name: np.asarray(tensors[name], order="C") for name in names}
     header = _header(arrays, {"format": "pt", **(metadata or {}), _CRC: _checksum(arrays)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(header)
-                for array in arrays.values():
-                    file.write(_bytes(array))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync(path.parent)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(header)
+            for array in arrays.values():
+                file.write(_bytes(array))
     except OSError as error:
         raise CheckpointError(f"save: {path} cannot be written: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    """Forces a folder's entries to disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

@@ -10,9 +10,9 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from medmpi.files import write_whole
 from medmpi.prepare.options import Options
 from medmpi.train.failure import USAGE, Failure
-from medmpi.train.log import write_whole
 
 SETTINGS = "prepare.json"
 

@@ -8,9 +8,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from medmpi.train.config import ConfigError
+from medmpi.train.config import ConfigError, SettingsParser
 
 _STEPS = """\
 Steps, in this order: levels of --window; --denoise; --crop; --contrast; --image-size; --normalise. Files that cannot be
@@ -53,14 +53,9 @@ class Options:
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser of all flags."""
-    parser = _Parser(
+    parser = SettingsParser(
         prog=prog,
         description="Prepare medical images: DICOM, NIfTI, PNG, JPEG, TIFF and PGM to PNG or HDF5, over all ranks.",
         epilog=_STEPS,

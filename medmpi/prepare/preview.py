@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from medmpi.data.medical import Levels, MedicalImage, to_levels
+from medmpi.files import replacing
 
 _SIDE = 384
 _GAP, _HEAD = 8, 16
@@ -31,12 +31,8 @@ def write_preview(path: Path, image: MedicalImage, after: NDArray[Any]) -> None:
         sheet.paste(picture, (x, _HEAD))
         draw.text((x + 2, 2), f"{word} {shape[0]}x{shape[1]}", fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         sheet.save(temporary, "PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _small(pixels: NDArray[np.uint8]) -> Image.Image:

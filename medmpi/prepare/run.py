@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from medmpi import __version__
 from medmpi import kernels as K
+from medmpi.files import write_whole
 from medmpi.prepare.book import Book, claim
 from medmpi.prepare.options import Options
 from medmpi.prepare.plan import Unit, make_units
 from medmpi.prepare.steps import mean_and_std
 from medmpi.prepare.work import Record, Worker
 from medmpi.train.failure import BAD_DATA, Failure, StopRequested, on_root
-from medmpi.train.log import write_whole
 from medmpi.train.progress import clock
 
 if TYPE_CHECKING:

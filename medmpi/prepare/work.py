@@ -15,6 +15,7 @@ import numpy as np
 from medmpi.data import DataError, read_image, read_mask
 from medmpi.data.errors import MissingPackage
 from medmpi.data.medical import MedicalImage
+from medmpi.files import write_whole
 from medmpi.prepare.options import Options
 from medmpi.prepare.plan import Item, Unit
 from medmpi.prepare.preview import write_preview
@@ -173,15 +174,7 @@ class Worker:
     def _write(self, name: str, content: bytes, record: Record) -> None:
         path = self.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, content)
         record["outputs"].append({"file": name, "sha256": _digest(content), "bytes": len(content)})
 
 

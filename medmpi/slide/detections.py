@@ -11,7 +11,7 @@ import numpy as np
 
 from medmpi import kernels as K
 from medmpi.data import DataError
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.heatmap import Heatmap
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from medmpi.files import replacing
 from medmpi.slide.detections import Detection
-from medmpi.slide.files import replacing
 from medmpi.slide.heatmap import Heatmap
 
 _COLOUR = [200, 0, 0]

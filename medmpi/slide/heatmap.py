@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.data import DataError
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.grid import heatmap_shape, points
 from medmpi.slide.predict import GroupScores
 from medmpi.slide.store import Store

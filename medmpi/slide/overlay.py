@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.heatmap import Heatmap
 from medmpi.slide.reader import Pixels, Slide
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from medmpi import kernels as K
 from medmpi.data import DataError
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.grid import CONTEXT, PATCH, group_size, patches_with_tissue
 from medmpi.slide.reader import open_slide, slide_id
 from medmpi.slide.store import STORES, Store, StoreMeta, write_store

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medmpi.data import DataError
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.grid import Cells, group_count, morton_order
 from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, open_slide, slide_id
 

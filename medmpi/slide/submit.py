@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.manifest import Item
 
 SCHEDULERS = ("slurm", "sge", "pbs")

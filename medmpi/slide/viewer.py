@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from medmpi.slide.files import replacing
+from medmpi.files import replacing
 from medmpi.slide.heatmap import Heatmap
 from medmpi.slide.overlay import fitting, size_at, transparent
 from medmpi.slide.reader import Pixels, Slide

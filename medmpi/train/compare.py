@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medmpi.train.log import read_metrics, write_whole
+from medmpi.files import write_whole
+from medmpi.train.log import read_metrics
 
 MUST_MATCH = ("data", "task", "image_size", "model", "width", "stem", "batch_size", "augment", "optimizer", "lr",
               "schedule", "epochs", "seed", "sync_batchnorm", "precision", "init", "freeze")  # fmt: skip

@@ -27,14 +27,16 @@ class ConfigError(Exception):
     """A setting that cannot be: one line that names it. Ends the program with exit code 2."""
 
 
-class _Parser(argparse.ArgumentParser):
+class SettingsParser(argparse.ArgumentParser):
+    """Raises ConfigError where argparse would end the program."""
+
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message)
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser of all flags; defaults are left out so that only what the user gave is returned."""
-    parser = _Parser(
+    parser = SettingsParser(
         prog=prog,
         usage=f"{prog} [RUN.toml] [--flags]",
         description="Train a convolutional network on medical images; start it under mpirun for several ranks.",

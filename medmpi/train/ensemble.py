@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from medmpi import kernels as K
 from medmpi import models, nn
 from medmpi.data import DataError, Dataset, normalise, open_dataset
+from medmpi.files import write_whole
 from medmpi.models.saved import Saved
 from medmpi.nn.checkpoint import CheckpointError
 from medmpi.parallel import collect
 from medmpi.train import metrics
 from medmpi.train.config import ConfigError, read_toml
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, StopRequested, on_root, together
-from medmpi.train.log import finite, write_whole
+from medmpi.train.log import finite
 from medmpi.train.metrics import Scores
 
 if TYPE_CHECKING:

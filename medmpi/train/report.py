@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medmpi.files import write_whole
 from medmpi.train import thresholds
 from medmpi.train.assess import Assessment
 from medmpi.train.evaluate import ClassOutputs, Outputs
@@ -85,12 +85,7 @@ def write_report(folder: Path, content: Content) -> Path:
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>\n"
     )
     path = folder / "report.html"
-    temporary = folder / f".report.html.{os.getpid()}.tmp"
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, page)
     return path
 
 

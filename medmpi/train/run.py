@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmpi import __version__
+from medmpi.files import write_whole
 from medmpi.train import folder as folders
 from medmpi.train.banner import banner
 from medmpi.train.checkpoints import Checkpoints
@@ -19,7 +20,7 @@ from medmpi.train.evaluate import Outputs, evaluate
 from medmpi.train.failure import StopRequested, on_root
 from medmpi.train.initial import initialise_from
 from medmpi.train.job import Job, build_job
-from medmpi.train.log import MetricsLog, RankLog, finite, write_whole
+from medmpi.train.log import MetricsLog, RankLog, finite
 from medmpi.train.metrics import Scores
 from medmpi.train.options import Options
 from medmpi.train.progress import choose, clock

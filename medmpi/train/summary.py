@@ -12,13 +12,14 @@ import numpy as np
 from medmpi import __version__
 from medmpi import kernels as K
 from medmpi.data import class_counts, examples
+from medmpi.files import write_whole
 from medmpi.models.saved import find
 from medmpi.train.assess import Assessment, assess, predictions_csv
 from medmpi.train.banner import parameter_count
 from medmpi.train.card import model_card
 from medmpi.train.evaluate import Outputs
 from medmpi.train.explain import explain
-from medmpi.train.log import finite, read_metrics, write_whole
+from medmpi.train.log import finite, read_metrics
 from medmpi.train.progress import clock
 from medmpi.train.report import Content, write_report
 from medmpi.train.state import Position

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from medmpi.train.config import ConfigError, parse
+from medmpi.train.config import ConfigError, SettingsParser, parse
 from medmpi.train.main import launch
 from medmpi.train.options import Options
 
@@ -66,13 +66,8 @@ class Column:
         return self.accuracy["train"] - (other if other == other else self.accuracy["val"])
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = SettingsParser(
         prog=PROG,
         usage=f"{PROG} (--init FILE | --pretrain SPEC) [flags of 'medmpi train']",
         description="Train with frozen features and with all layers from the same weights, and compare. All flags of "
@@ -113,8 +108,9 @@ def main(argv: Sequence[str]) -> int:
 
 def compare(settings: Settings, world: World) -> None:
     """Trains each way in a folder of its own, prints the table and writes transfer.json and transfer.md. Collective."""
+    from medmpi.files import write_whole
     from medmpi.train.failure import on_root
-    from medmpi.train.log import finite, write_whole
+    from medmpi.train.log import finite
 
     options = settings.options
     folder = Path(on_root(world, lambda: str(_folder(options))))

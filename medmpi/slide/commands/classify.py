@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.data import DataError
+from medmpi.files import replacing
 from medmpi.slide.classify import FEATURES, at_stride, auc_interval, cross_scores, features, forest_scores
 from medmpi.slide.commands.options import heatmap_paths, parser
-from medmpi.slide.files import replacing
 from medmpi.slide.heatmap import load_heatmap
 from medmpi.slide.launch import DONE, say, usage
 

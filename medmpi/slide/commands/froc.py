@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from medmpi.data import DataError
+from medmpi.files import replacing
 from medmpi.slide.classify import at_stride
 from medmpi.slide.commands.options import heatmap_paths, parser
 from medmpi.slide.detections import Detection, from_heatmap, read_csv
-from medmpi.slide.files import replacing
 from medmpi.slide.froc import BASE_MPP, LEVEL, RATES, Froc, Regions, evaluation_regions, froc, hits
 from medmpi.slide.heatmap import load_heatmap
 from medmpi.slide.launch import DONE, UsageError, say, usage

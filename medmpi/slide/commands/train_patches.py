@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.data import DataError
+from medmpi.files import replacing
 from medmpi.slide.commands.options import parser, positive, slide_paths
-from medmpi.slide.files import replacing, write_json
+from medmpi.slide.files import write_json
 from medmpi.slide.launch import BAD_DATA, DONE, Progress, UsageError, say, usage
 from medmpi.slide.reader import slide_id
 from medmpi.slide.sampling import CLASSES, NORMAL, TUMOUR, Sampled, SampleOptions, sample_slide
