@@ -190,7 +190,7 @@ def test_killed_and_resumed_on_two_ranks(tmp_path):
     """kill -9 of a rank, then of all: the resumed run does only what is missing; the results are those of one rank."""
     root = tmp_path / "in"
     rng = np.random.default_rng(0)
-    base = rng.integers(0, 4096, (256, 256)).astype(np.uint16)
+    base = rng.integers(0, 4096, (640, 640)).astype(np.uint16)
     for i in range(60):
         write_dicom(root / f"{i:02}.dcm", np.roll(base, i, axis=0), bits=12)
     (root / "bad.dcm").write_bytes(b"\0" * 128 + b"DICM")
