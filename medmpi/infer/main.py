@@ -54,7 +54,7 @@ def run(options: Options, world: World) -> None:
             probe.unlink()
         except OSError as error:
             raise Failure(f"cannot write to {out}: {error.strerror or error}") from None
-        for stale in out.rglob(".*.tmp"):
+        for stale in out.rglob(".*.tmp*"):
             stale.unlink(missing_ok=True)
 
     on_root(world, make_folder)

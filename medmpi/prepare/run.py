@@ -70,7 +70,7 @@ def run(options: Options, world: World) -> None:
 def _claimed(out: Path, options: Options) -> tuple[list[Unit], tuple[str, ...]]:
     planned = make_units(options)
     claim(out, options)
-    for stale in out.rglob(".*.tmp"):
+    for stale in out.rglob(".*.tmp*"):
         if options.shard is None:  # another task of the array may be at work on it
             stale.unlink(missing_ok=True)
     return planned

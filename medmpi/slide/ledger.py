@@ -81,7 +81,7 @@ class Ledger:
         """Writes an item's result and drops what was noted of earlier failures."""
         path = self.result_path(item)
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process; we hold the claim
+        for left in path.parent.glob(f".{path.name}.*.tmp*"):  # of a killed process; we hold the claim
             left.unlink(missing_ok=True)
         save_scores(path, scores, self._metadata(item))
         self.failure_path(item).unlink(missing_ok=True)

@@ -67,5 +67,5 @@ def make_writable(folder: Path, parts: Sequence[str] = ("checkpoints",)) -> None
             probe.unlink()
         except OSError as error:
             raise Failure(f"cannot write to the run folder {place}: {error.strerror or error}", ERROR) from None
-    for stale in [*folder.glob(".*.tmp"), *folder.glob("checkpoints/.*.tmp"), *folder.glob("**/.write-test.*")]:
+    for stale in [*folder.glob(".*.tmp*"), *folder.glob("checkpoints/.*.tmp*"), *folder.glob("**/.write-test.*")]:
         stale.unlink(missing_ok=True)

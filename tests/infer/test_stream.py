@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +26,17 @@ from medmpi.infer.spool import Incoming, Watched
 from medmpi.parallel import launch as launch_module
 
 pytest.importorskip("pydicom")
-#: pynetdicom leaves the socket of a refused connection to the garbage collector.
+# pynetdicom leaves the socket of a refused connection to the garbage collector: it is collected here, not in some
+# other test that it would fail.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_sockets_left():
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def _table(out):

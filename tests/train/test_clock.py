@@ -37,7 +37,7 @@ def test_the_accounts_add_up_to_the_wall_time(tmp_path):
 @pytest.mark.timeout(90)
 def test_a_threefold_imbalance_is_reported_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv(slow.VARIABLE, "1:3")
-    flags = ("--data=phantom:size=16,samples=192", "--batch-size=48", "--width=16", "--epochs=2", "--timeline=3")
+    flags = ("--data=phantom:size=16,samples=1200", "--batch-size=48", "--width=16", "--epochs=2", "--timeline=3")
     done = tiny.launch(2, "--out", tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "timing.json").read_text())
