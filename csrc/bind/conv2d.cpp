@@ -42,7 +42,8 @@ Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape&
   if (name == "auto") return Conv2dAlgo::kAuto;
   if (name == "direct") return Conv2dAlgo::kDirect;
   call.require(name == "winograd", [&] { return "algo is '" + name + "', expected 'auto', 'direct' or 'winograd'"; });
-  call.require(g.fits_winograd(), "algo is 'winograd', expected a 3 x 3 or 5 x 5 filter with stride 1, dilation 1 and groups 1");
+  call.require(g.fits_winograd(),
+               "algo is 'winograd', expected a 3 x 3 or 5 x 5 filter with stride 1, dilation 1 and groups 1");
   return Conv2dAlgo::kWinograd;
 }
 
