@@ -74,12 +74,6 @@ def decode_here(path: str) -> NDArray[Any]:
     return pixels
 
 
-def is_dicom(file: Path) -> bool:
-    """Whether the file begins as DICOM Part 10 says."""
-    with file.open("rb") as opened:
-        return opened.read(132)[128:] == b"DICM"
-
-
 @cache
 def _pydicom() -> Any:
     try:

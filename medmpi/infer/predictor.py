@@ -36,9 +36,7 @@ class Predictor:
         self.file = saved.path
         graph = saved.graph.fold()
         self.shape = (1, *self.spec.image_size, self.spec.channels)
-        if tune:
-            nn.tune(graph, self.shape)
-        self._session = nn.Session(graph, self.shape)
+        self._session = nn.Session.tuned(graph, self.shape) if tune else nn.Session(graph, self.shape)
         self._mean, self._std = (np.asarray(v, np.float32) for v in (self.spec.mean, self.spec.std))
 
     @property

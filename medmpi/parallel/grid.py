@@ -49,10 +49,6 @@ class Grid:
         """Whether this rank computes the loss."""
         return self.stage == self.stages - 1
 
-    def rank_of(self, replica: int, stage: int, tile: int = 0) -> int:
-        """The rank at a place of the grid."""
-        return (replica * self.stages + stage) * self.tiles + tile
-
     def describe(self) -> str:
         """``2 replicas x 3 stages``: what there is more than one of."""
         sizes = {"replica": self.replicas, "stage": self.stages, "tile": self.tiles}

@@ -100,9 +100,7 @@ def _open_files(folder: Path, job: Job, world: World, resumed: Resumed | None) -
 
     def make() -> MetricsLog:
         remarks = [f"medmpi {__version__}, {world.size} ranks, {world.library}", job.dataset.describe()]
-        temporary = folder / f".config.toml.{os.getpid()}.tmp"
-        temporary.write_text(to_toml(job.options, remarks), encoding="utf-8")
-        os.replace(temporary, folder / "config.toml")
+        write_whole(folder / "config.toml", to_toml(job.options, remarks))
         position = resumed.position if resumed is not None else None
         return MetricsLog(
             folder, finished_epochs=position.epoch if position else 0, step=position.step if position else 0
