@@ -18,6 +18,7 @@ from medmpi.parallel import GradientBuckets, RankStatistics, World
 
 from .bench_allreduce import gloo, measure, row
 from .bench_train import SGD, Job, torch_model
+from .bench_train import our_step as alone_step
 from .harness import Work
 
 JOBS = (Job("resnet18", 32, 32), Job("mini_xception", 32, 32))
@@ -41,6 +42,15 @@ def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool)
         optimizer.step()
 
     return work
+
+
+def serial_step(job: Job, world: World) -> Work:
+    """The whole batch on rank 0 alone."""
+    if world.rank:
+        return lambda: None
+    rng = np.random.default_rng(world.size)
+    x = rng.standard_normal((job.batch, job.size, job.size, job.channels), dtype=np.float32)
+    return alone_step(job, x, rng.integers(0, job.classes, len(x)))
 
 
 def ddp_step(job: Job, x: Any, labels: Any, layout: str) -> Work:
@@ -97,6 +107,7 @@ def ranks_main() -> None:
                 {
                     "medmpi": our_step(job, world, x, labels, synchronised=True),
                     "medmpi, statistics per rank": our_step(job, world, x, labels, synchronised=False),
+                    "medmpi, one rank": serial_step(job, world),
                     "torch_ddp_nchw": ddp_step(job, x, labels, "nchw"),
                     "torch_ddp_nhwc": ddp_step(job, x, labels, "nhwc"),
                 },
@@ -105,10 +116,15 @@ def ranks_main() -> None:
         )
         rival = min(t["best"] for name, t in result["timings"].items() if name.startswith("torch"))
         result["ratio"] = round(rival / result["timings"]["medmpi"]["best"], 4)
+        result["speed_up"] = {
+            key: round(result["timings"]["medmpi, one rank"][key] / result["timings"]["medmpi"][key], 3)
+            for key in ("best", "median")
+        }
         if world.rank:
             continue
         times = "  ".join(f"{name} {t['best'] * 1e3:.1f}" for name, t in result["timings"].items())
         print(f"{result['case']}, {world.size} ranks: {times} ms  x {result['ratio']:.2f}", flush=True)
+        print(f"  against one rank: x {result['speed_up']['best']:.2f}, median {result['speed_up']['median']:.2f}")
         if options.out is not None:
             from .machine import describe
 
