@@ -30,6 +30,7 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 1280 << 10;   // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 56;           // of a block for which weights are made on the fly
+constexpr int64_t kAhead = 6;                 // input channels: weights of taps lie too far apart for hardware to foresee
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow, pad_top, pad_left;
@@ -108,6 +109,7 @@ __attribute__((noinline)) void transform_weight(const Problem& p, int64_t c0, in
     for (int64_t k = 0; k < lanes; k += kLanes) {
       const float* w = p.weight + k0 / kWide * p.weight_wide + (c0 + c) * p.weight_row + k;
       const int64_t there = p.k - k0 - k;
+      for (int tap = 0; tap < Taps * Taps; ++tap) __builtin_prefetch(w + kAhead * p.weight_row + tap * p.weight_tap);
       Vec rows[Taps][6];
 #pragma GCC unroll 5
       for (int i = 0; i < Taps; ++i) {
