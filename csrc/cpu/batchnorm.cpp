@@ -275,9 +275,24 @@ void backward_apply(int64_t m, int64_t c, const float* dy, const float* x, const
   run(cut, dy, x, y, sums, dresidual, dx);
 }
 
+void deviation(int64_t c, double count, double eps, const double* m2, double* rstd) {
+  for (int64_t j = 0; j < c; ++j) rstd[j] = 1.0 / __builtin_sqrt((count > 0 ? m2[j] / count : 0.0) + eps);
+}
+
+void track(int64_t c, double count, double rate, const double* mean, const double* m2, float* running_mean,
+           float* running_var) {
+  const auto move = [rate](double value, float& running) { running += static_cast<float>(rate * (value - running)); };
+  for (int64_t j = 0; j < c; ++j) move(mean[j], running_mean[j]);
+  for (int64_t j = 0; j < c; ++j) move(m2[j] / (count - 1), running_var[j]);
+}
+
+void add_sums(int64_t c, const double* sums, float* y) {
+  for (int64_t j = 0; j < c; ++j) y[j] += static_cast<float>(sums[j]);
+}
+
 }  // namespace
 
 extern const BatchNormOps batchnorm;
-const BatchNormOps batchnorm = {statistics, apply, backward_reduce, backward_apply};
+const BatchNormOps batchnorm = {statistics, apply, backward_reduce, backward_apply, deviation, track, add_sums};
 
 }  // namespace medmpi::MEDMPI_ISA

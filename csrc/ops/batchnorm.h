@@ -23,6 +23,14 @@ struct BatchNormOps {
   void (*backward_apply)(int64_t m, int64_t c, const float* dy, const float* x, const float* y, const float* gamma,
                          const float* beta, const double* mean, const double* rstd, const double* sum_dy,
                          const double* sum_dy_xhat, double count, float* dresidual, float* dx);
+  /// rstd = 1 / sqrt(m2 / count + eps), with a variance of 0 for count 0. `rstd` may be `m2`.
+  void (*deviation)(int64_t c, double count, double eps, const double* m2, double* rstd);
+  /// running += float32(rate (value - running)) in float64, for the mean and for the unbiased variance m2 / (count -
+  /// 1).
+  void (*track)(int64_t c, double count, double rate, const double* mean, const double* m2, float* running_mean,
+                float* running_var);
+  /// y += sums, rounded to float32.
+  void (*add_sums)(int64_t c, const double* sums, float* y);
 };
 
 }  // namespace medmpi

@@ -15,6 +15,12 @@ namespace avx512 {
 extern const Ops ops;
 }
 #endif
+#ifdef MEDMPI_CUDA
+namespace cuda {
+extern const Ops ops;
+int device_count(const char** reason);
+}  // namespace cuda
+#endif
 
 namespace {
 
@@ -55,6 +61,18 @@ const Ops* find_ops(const char* name) {
   for (int i = 0; i < table().count; ++i)
     if (!std::strcmp(table().runnable[i]->name, name)) return table().runnable[i];
   return nullptr;
+}
+
+const Ops* device_ops() {
+#ifdef MEDMPI_CUDA
+  static const Ops* found = [] {
+    const char* reason = "";
+    return cuda::device_count(&reason) > 0 ? &cuda::ops : nullptr;
+  }();
+  return found;
+#else
+  return nullptr;
+#endif
 }
 
 const Ops& host_ops() { return *table().active; }

@@ -58,6 +58,9 @@ const Ops* const* runnable_ops(int* count);
 /// The table called `name`, or null when it is unknown or this machine cannot run it.
 const Ops* find_ops(const char* name);
 
+/// The table for arrays on a device, or null where none is built or no device is found.
+const Ops* device_ops();
+
 /// The table in use for host arrays; starts as the best one.
 const Ops& host_ops();
 void use_host_ops(const Ops& ops);
