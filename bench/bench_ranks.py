@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medmpi import kernels, models, nn, parallel
-from medmpi.parallel import GradientBuckets, RankStatistics, World
+from medmpi.parallel import GradientBuckets, NodeUpdate, RankStatistics, World
 
 from .bench_allreduce import gloo, measure, row
 from .bench_train import SGD, Job, torch_model
@@ -31,6 +31,7 @@ def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool)
     buckets = GradientBuckets(parameters, world)
     optimizer, loss = nn.SGD(parameters, **SGD), nn.CrossEntropy()
     statistics = RankStatistics(world) if synchronised else None
+    update = NodeUpdate(parameters, optimizer, world)
     total = np.array([float(world.size * len(x))])
 
     def work() -> None:
@@ -39,7 +40,7 @@ def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool)
         _, dlogits = loss(logits, labels, denominator=total)
         graph.backward((dlogits,), saved, done=buckets.done)
         buckets.finish()
-        optimizer.step()
+        update.step()
 
     return work
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import isfinite, sqrt
 from typing import Any, ClassVar
 
@@ -48,9 +48,25 @@ class Optimizer:
             rates.append((part, factor))
         self._rates = rates
 
-    def step(self) -> None:
-        """One step with the gradients as they are; gradients are left alone."""
+    def step(self, part: slice = slice(None)) -> None:
+        """One step with the gradients as they are; gradients are left alone.
+
+        ``part`` of the flat arrays alone where others update the rest of them: ranks that share one copy.
+        """
         raise NotImplementedError
+
+    def _rates_in(self, part: slice) -> Iterator[tuple[slice, float]]:
+        """The runs of elements of ``part`` with the same rate, and the rate's factor."""
+        start, stop, _ = part.indices(self.parameters.value.size)
+        for run, factor in self._rates:
+            first, last, _ = run.indices(self.parameters.value.size)
+            if max(first, start) < min(last, stop):
+                yield slice(max(first, start), min(last, stop)), factor
+
+    def move(self, place: Callable[[Array], Array]) -> None:
+        """Its flat arrays become what ``place`` makes of them: arrays of the same size elsewhere."""
+        for slot in self.slots:
+            setattr(self, slot, place(getattr(self, slot)))
 
     def _slot(self) -> Array:
         array: Array = K.empty(self.parameters.value.shape)
@@ -114,11 +130,11 @@ class SGD(Optimizer):
         self.momentum_buffer = self._slot() if momentum else None
         self.slots = ("momentum_buffer",) if momentum else ()
 
-    def step(self) -> None:
+    def step(self, part: slice = slice(None)) -> None:
         value, grad, buffer = self.parameters.value, self.parameters.grad, self.momentum_buffer
-        for part, factor in self._rates:
+        for run, factor in self._rates_in(part):
             K.sgd_step(
-                value[part], grad[part], None if buffer is None else buffer[part], lr=self.lr * factor,
+                value[run], grad[run], None if buffer is None else buffer[run], lr=self.lr * factor,
                 momentum=self.momentum,
                 dampening=self.dampening if self.steps else 0.0,  # the buffer starts as the first gradient itself
                 nesterov=self.nesterov, weight_decay=self.weight_decay,
@@ -150,12 +166,12 @@ class Adam(Optimizer):
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
         self.exp_avg, self.exp_avg_sq = self._slot(), self._slot()
 
-    def step(self) -> None:
+    def step(self, part: slice = slice(None)) -> None:
         self.steps += 1
         value, grad = self.parameters.value, self.parameters.grad
-        for part, factor in self._rates:
+        for run, factor in self._rates_in(part):
             K.adam_step(
-                value[part], grad[part], self.exp_avg[part], self.exp_avg_sq[part], lr=self.lr * factor,
+                value[run], grad[run], self.exp_avg[run], self.exp_avg_sq[run], lr=self.lr * factor,
                 beta1=self.betas[0], beta2=self.betas[1], eps=self.eps, weight_decay=self.weight_decay,
                 decoupled=self.decoupled, step=self.steps,
             )  # fmt: skip

@@ -70,9 +70,17 @@ class Parameters:
                 parts = ((name, fixed[f"{node.name}.{name}"]) for name in specs)
                 layer.p.update((name, self.fixed[part].reshape(specs[name].shape)) for name, part in parts)
                 continue
-            layer.p.update((name, self.view(self.value, f"{node.name}.{name}")) for name in specs)
             layer.g.update((name, self.view(self.grad, f"{node.name}.{name}")) for name in specs)
+        self.move(lambda value: value)
         self.initialise(seed)
+
+    def move(self, place: Callable[[Array], Array]) -> None:
+        """``value`` becomes what ``place`` makes of it: an array of the same size elsewhere; layers use that then."""
+        self.value = place(self.value)
+        for node in self.graph.nodes:
+            if not node.layer.frozen:
+                names = node.layer.parameter_specs()
+                node.layer.p.update((name, self.view(self.value, f"{node.name}.{name}")) for name in names)
 
     def initialise(self, seed: int) -> None:
         """Draws every parameter anew, frozen ones too; each depends on ``seed`` and its own name alone."""

@@ -11,6 +11,7 @@ from .launch import start
 from .pipeline import Pipeline
 from .statistics import RankStatistics
 from .timing import Account, Timer
+from .update import NodeUpdate
 from .work import Outcome, collect, pull
 from .world import World
 
@@ -20,6 +21,7 @@ __all__ = [
     "ExactSums",
     "GradientBuckets",
     "Grid",
+    "NodeUpdate",
     "Outcome",
     "Pipeline",
     "RankStatistics",

@@ -26,7 +26,7 @@ from medmpi.train.slow import slow_down
 from medmpi.train.split import Tiling, choose_cuts, make_grid, make_pipeline
 
 if TYPE_CHECKING:
-    from medmpi.parallel import Balance, ExactSums, GradientBuckets, Grid, Pipeline, RankStatistics, World
+    from medmpi.parallel import Balance, ExactSums, GradientBuckets, Grid, NodeUpdate, Pipeline, RankStatistics, World
 
 _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
@@ -51,6 +51,7 @@ class Job:
     pipeline: Pipeline
     parameters: nn.Parameters
     optimizer: nn.optim.Optimizer
+    update: NodeUpdate
     rate: Rate
     adapt: Adaptation
     local: LocalUpdates
@@ -169,6 +170,7 @@ def build_job(options: Options, world: World) -> Job:
         pipeline=pipeline,
         parameters=parameters,
         optimizer=optimizer,
+        update=parallel.NodeUpdate(parameters, optimizer, grid.data, active=not options.average_every),
         rate=Rate(options, base_lr, -(-train // options.batch_size), given_lr if reference else 0.0),
         adapt=Adaptation(options, parameters.value.size),
         local=LocalUpdates(world, parameters, optimizer, options.average_every),

@@ -233,6 +233,7 @@ def _steps(
     graph, pipeline = make_pipeline(settings, model, list(plan.cuts), image, grid, 1, None)
     parameters = nn.Parameters(graph, allocate=grid.data.allocate)
     optimizer = nn.SGD(parameters, lr=1e-6, momentum=0.9)
+    update = parallel.NodeUpdate(parameters, optimizer, grid.data)
     buckets = parallel.GradientBuckets(parameters, grid.data)
     joint = options.sync_batchnorm and (grid.data.size > 1 or pipeline.micro_batches > 1)
     context = nn.Context(statistics=parallel.RankStatistics(grid.data) if joint else None)
@@ -256,7 +257,7 @@ def _steps(
             pipeline.step(x, len(x), context, loss, buckets.done)
         buckets.finish()
         world.sum(np.array([nn.optim.gradient_norm(parameters)]))
-        optimizer.step()
+        update.step()
         if turn >= 3:  # the first ones meet cold caches, and the arena's plan is made
             took.append(time.perf_counter() - start)
     for part in (grid.data, grid.pipe):

@@ -155,7 +155,7 @@ class Trainer:
             nn.clip_gradients(job.parameters, job.options.clip_norm, norm=norm)
         job.optimizer.lr = lr
         with self.clock("optimizer"):
-            job.optimizer.step()
+            job.update.step()
         for n, counted in tallies:
             self.sums.loss += counted.loss * n
             self.sums.images += counted.images

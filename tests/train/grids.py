@@ -37,7 +37,7 @@ def train(options: Options, world: World, follow: list[tuple[Arrays, Arrays]] | 
     rows: list[Any] = []
     record: list[tuple[Arrays, Arrays]] = []
     hooks = Hooks(_ignore, _ignore, _ignore, lambda row, scores: rows.append((row, scores)), Silent())
-    step = job.optimizer.step
+    step = job.update.step
 
     def watched() -> None:
         gradients = {name: g.copy() for name, g in job.parameters.named_gradients()}
@@ -47,7 +47,7 @@ def train(options: Options, world: World, follow: list[tuple[Arrays, Arrays]] | 
             for name, value in job.parameters.named():
                 value[...] = follow[len(record) - 1][1][name]
 
-    job.optimizer.step = watched
+    job.update.step = watched
     Trainer(job, world, NoSaver(), hooks).run()
     return job, record, rows
 

@@ -36,7 +36,7 @@ def _train(options, world, follow=None):
     job = build_job(options, world)
     rows, record = [], []
     hooks = Hooks(_ignore, _ignore, _ignore, lambda row, scores: rows.append((row, scores)), Silent())
-    step = job.optimizer.step
+    step = job.update.step
 
     def watched():
         gradients = {name: g.copy() for name, g in job.parameters.named_gradients()}
@@ -45,7 +45,7 @@ def _train(options, world, follow=None):
         if follow is not None:
             job.parameters.value[:] = follow[len(record) - 1][1]
 
-    job.optimizer.step = watched
+    job.update.step = watched
     Trainer(job, world, _NoSaver(), hooks).run()
     return job, record, rows
 
