@@ -56,8 +56,8 @@ class Guard:
             self._replace(threading, "excepthook", self._on_thread_exception)
             self._replace(sys, "exit", self._on_exit_call)
             self._replace(os, "_exit", self._on_hard_exit)
-            # only the thread that takes the signal (the main one): the other threads' frames change while they are read,
-            # which can crash the rank before the message is out
+            # only the thread that takes the signal (the main one): the other threads' frames change while they are
+            # read, which can crash the rank before the message is out
             faulthandler.register(signal.SIGUSR2, all_threads=False)
             atexit.register(self._at_exit)
             threading.Thread(target=self._watch, name="medmpi watchdog", daemon=True).start()
