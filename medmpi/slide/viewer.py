@@ -33,12 +33,14 @@ header {{ height: 40px; display: flex; gap: 1em; align-items: center; padding: 0
 <div id="view"></div>
 <script>
 const viewer = OpenSeadragon({{id: "view", showNavigationControl: false, showNavigator: true,
-  drawer: "canvas", maxZoomPixelRatio: 8, imageSmoothingEnabled: true, tileSources: [{slide}]}});
+  navigatorBackground: "#fff", drawer: "canvas", maxZoomPixelRatio: 8, imageSmoothingEnabled: true,
+  tileSources: [{slide}]}});
 const heat = {heat};
 let layer = null;
 const opacity = document.getElementById("opacity");
 viewer.addTiledImage({{tileSource: {{type: "image", url: heat.url, buildPyramid: false}}, x: heat.x, y: heat.y,
-  width: heat.width, opacity: +opacity.value, success: (event) => {{ layer = event.item; }}}});
+  width: heat.width, clip: new OpenSeadragon.Rect(...heat.clip), opacity: +opacity.value,
+  success: (event) => {{ layer = event.item; }}}});
 opacity.addEventListener("input", () => layer && layer.setOpacity(+opacity.value));
 </script></body></html>
 """
@@ -57,22 +59,23 @@ def write_viewer(folder: Path, heat: Heatmap, slide: Slide, *, side: int = 8192,
     h, w = size_at(heat, downsample)
     _write_tiles(folder / "slide_files", slide, downsample, h, w)
     Image.fromarray(transparent(heat, name)).save(folder / "heatmap.png")
-    step, width = heat.meta.step, heat.meta.level0_shape[1]
+    step, (height, width) = heat.meta.step, heat.meta.level0_shape
     source = {
         "Image": {
             "xmlns": "http://schemas.microsoft.com/deepzoom/2008", "Url": "slide_files/", "Format": "jpg",
             "Overlap": "0", "TileSize": str(_TILE), "Size": {"Width": str(w), "Height": str(h)},
         }
     }  # fmt: skip
-    # OpenSeadragon's unit is the slide's width; a point is drawn as the cell around it.
+    # OpenSeadragon's unit is the slide's width; a point is drawn as the cell around it, cut at the slide's edge.
     place = {
         "url": "heatmap.png", "x": -step / 2 / width, "y": -step / 2 / width,
-        "width": heat.scores.shape[1] * step / width,
+        "width": heat.scores.shape[1] * step / width, "clip": [0.5, 0.5, width / step, height / step],
     }  # fmt: skip
     from medmpi.slide.overlay import colours
 
     ramp = ", ".join("rgb({}, {}, {})".format(*c) for c in colours(np.linspace(0, 1, 9)).tolist())
-    about = f"{name or heat.meta.classes[0]}, stride {heat.meta.stride}, {int((heat.counts > 0).sum())} windows"
+    windows = int((heat.counts > 0).sum())
+    about = f"scores of {name or heat.meta.classes[0]!r}, stride {heat.meta.stride}, {windows} windows"
     page = _PAGE.format(
         title=html.escape(Path(heat.meta.slide).name), about=html.escape(about), gradient=ramp,
         slide=json.dumps(source), heat=json.dumps(place),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -156,3 +158,48 @@ def test_the_viewer_needs_no_server(checked, tmp_path):
         assert tile.size == (301, 201)
     heat_picture = np.asarray(Image.open(tmp_path / "viewer" / "heatmap.png"))
     assert heat_picture.shape == (51, 76, 4)
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome here")
+def test_slide_and_heatmap_line_up_in_a_browser(checked, tmp_path):
+    """The page as a browser draws it from file://: hot corners lie over black ones, nothing else is hot."""
+    path, _, heat = checked
+    with open_slide(path) as slide:
+        write_viewer(tmp_path / "a b ü", heat, slide)  # names as people give them
+    page = tmp_path / "frame.html"  # a browser without a window resizes pages as it takes the picture, but no frames
+    page.write_text('<iframe src="a b ü/index.html" style="border:0;width:1000px;height:800px">', "utf-8")
+    shot = tmp_path / "shot.png"
+    words = [
+        str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1100,1000", "--virtual-time-budget=20000",
+        f"--screenshot={shot}", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert shot.exists(), done.stderr
+    with Image.open(shot) as picture:
+        seen = np.asarray(picture.convert("RGB"))[8 + 41 : 800, 8:1000].astype(int)  # below the header
+    tinted = seen.min(-1) < 250  # the page is white, a slide under a heatmap is not
+    y, x = np.flatnonzero(tinted[:, :700].any(1)), np.flatnonzero(tinted[500:].any(0))  # beside the small map
+    seen = seen[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+    assert min(seen.shape[:2]) > 500
+    rows, columns = ((np.arange(n) + 0.5) * side / n for n, side in zip(seen.shape[:2], SHAPE, strict=True))
+    step = heat.meta.step
+    inside, around = (
+        np.logical_and.outer(*(
+            np.minimum(place, side - place) < 96 + margin for place, side in zip((rows, columns), SHAPE, strict=True)
+        ))
+        for margin in (-step, step)
+    )  # fmt: skip
+    hot_on_black = (seen[..., 0] > 50) & (seen[..., 0] < 95) & (seen[..., 1:].max(-1) < 30)
+    cold_on_white = seen.min(-1) > 180
+    navigator = np.logical_and.outer(rows < SHAPE[0] * 0.3, columns > SHAPE[1] * 0.75)  # a map that lies over a corner
+    assert hot_on_black[inside & ~navigator].mean() > 0.95
+    assert cold_on_white[~around & ~navigator].mean() > 0.95
+    # the outermost points are at 80 and at 16 after 1107 and 705; their cells end half a step further
+    for hot, side, first, last in ((hot_on_black.any(0), 1203, 88, 1112), (hot_on_black.any(1), 801, 88, 712)):
+        at = np.flatnonzero(hot) * side / len(hot)
+        gap = int(np.argmax(np.diff(at)))
+        assert np.abs(at[gap : gap + 2] - (first, last)).max() < 7
