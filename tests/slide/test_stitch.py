@@ -180,7 +180,7 @@ def test_slide_and_heatmap_line_up_in_a_browser(checked, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert shot.exists(), done.stderr
     with Image.open(shot) as picture:
-        seen = np.asarray(picture.convert("RGB"))[8 + 41 : 800, 8:1000].astype(int)  # below the header
+        seen = np.asarray(picture.convert("RGB"))[8 + 41 : 808, 8:1008].astype(int)  # below the header
     tinted = seen.min(-1) < 250  # the page is white, a slide under a heatmap is not
     y, x = np.flatnonzero(tinted[:, :700].any(1)), np.flatnonzero(tinted[500:].any(0))  # beside the small map
     seen = seen[y[0] : y[-1] + 1, x[0] : x[-1] + 1]
