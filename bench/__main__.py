@@ -26,6 +26,7 @@ FAMILIES = (
     "balance",
     "scaling",
     "faults",
+    "prepare",
 )
 
 

@@ -32,7 +32,7 @@ from .opened import Opened, Part
 from .readers import SUFFIXES, is_image, name_of
 from .reading import EXPECTED, OPTIONS, Reading, levels_of
 
-_ALIASES = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_FOLDERS = {"training": "train", "valid": "val", "validation": "val", **{name: name for name in SPLITS}}
 _ADDED = ("_mask", "_seg", "_label")
 _LAYOUT = "expected a folder per class, or images/ beside masks/, directly or within train/, val/ and test/"
 _PAIRS = (
@@ -68,7 +68,7 @@ def _guarded(
 def _open(path: str, kind: str, task: Task | None, groups: str | None, reader: FileReader) -> Opened:
     root = Path(path)
     layout = _PAIRS if kind == "pairs" else _LAYOUT
-    split_folders = {_ALIASES[d.name]: d for d in _subfolders(root) if d.name in _ALIASES} or {"train": root}
+    split_folders = {SPLIT_FOLDERS[d.name]: d for d in _subfolders(root) if d.name in SPLIT_FOLDERS} or {"train": root}
     if "train" not in split_folders:
         raise DataError(path, f"it has {', '.join(split_folders)} but no train", layout)
     found: Task = "segmentation" if kind == "pairs" or _masks(split_folders["train"]) else "classification"
@@ -145,7 +145,7 @@ def _by_class(folder: Path, classes: tuple[str, ...]) -> list[Entry]:
         if sub.name not in classes:
             raise DataError(sub, "training has no class of this name", f"expected {', '.join(classes)}")
         files = images_below(sub)
-        if not files and _ALIASES.get(folder.name, "train") == "train":
+        if not files and SPLIT_FOLDERS.get(folder.name, "train") == "train":
             raise DataError(sub, f"the class has no picture ({', '.join(SUFFIXES)})", "add some or remove the folder")
         entries += [Entry(file, classes.index(sub.name)) for file in files]
     return entries

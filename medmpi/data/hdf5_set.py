@@ -2,7 +2,8 @@
 
 Data sets ``images`` (n, h, w) or (n, h, w, 1 or 3) of uint8 or uint16 with ``labels`` (n,), or with ``masks``
 (n, h, w); optionally ``groups`` (n,), strings that say whose each sample is, and the attribute ``classes``. With
-``train_``, ``val_`` and ``test_`` before these names a file holds splits, and so does a folder of shards with them.
+``train_``, ``val_`` and ``test_`` before these names a file holds splits; in a folder each file holds some of them.
+Masks of 0 and 255 alone are taken for 0 and 1.
 Option ``bits=8..16``: the range of uint16 (16 unless given).
 
 HDF5 gives zeros for parts that were never written, without a word: they are looked for here.
@@ -37,8 +38,8 @@ _ADVICE = "write it again"
 class Hdf5Source:
     """Samples that stay in their files: of each the images and targets, one file after the other."""
 
-    def __init__(self, files: Sequence[Path], prefix: str, targets: str, top: int) -> None:
-        self.prefix, self.targets, self.top = prefix, targets, top
+    def __init__(self, files: Sequence[Path], prefix: str, targets: str, top: int, *, binary: bool = False) -> None:
+        self.prefix, self.targets, self.top, self.binary = prefix, targets, top, binary
         self._lock = threading.Lock()  # the library's own would serialise them anyway
         self.files = list(files)
         self._opened: dict[Path, Any] = {}
@@ -73,8 +74,10 @@ class Hdf5Source:
             target = np.asarray(opened[self.prefix + self.targets][at])
         except (OSError, RuntimeError, KeyError) as error:
             raise DataError(path, f"sample {at} cannot be read ({error})", _ADVICE) from None
-        whole = target.reshape(()).astype(np.int64) if self.targets == "labels" else target.astype(np.uint8)
-        return image.reshape(*image.shape[:2], -1), whole
+        image = image.reshape(*image.shape[:2], -1)
+        if self.targets == "labels":
+            return image, target.reshape(()).astype(np.int64)
+        return image, (target > 0 if self.binary else target).astype(np.uint8)
 
 
 def open_hdf5(path: str, *, task: Task | None, options: dict[str, str], image_size: tuple[int, int] | None) -> Opened:
@@ -95,21 +98,22 @@ def open_hdf5(path: str, *, task: Task | None, options: dict[str, str], image_si
 
 
 def _open(path: str, files: list[Path], task: Task | None, bits: int) -> Opened:
-    first = _open_file(files[0])
-    names = [s for s in SPLITS if f"{s}_images" in first]
-    prefixes = {s: f"{s}_" for s in names} if names else {"train": ""}
+    files_of = _splits(files)
+    prefixes = {s: f"{s}_" for s in files_of} if files_of else {"train": ""}
     if "train" not in prefixes:
         raise DataError(path, f"there is no train split (found: {', '.join(prefixes)})", _EXPECTED)
+    first = _open_file(files_of.get("train", files)[0])
     targets = "masks" if prefixes["train"] + "masks" in first else "labels"
     found: Task = "segmentation" if targets == "masks" else "classification"
     if task is not None and task != found:
         raise DataError(path, f"it holds a {found} task", f"leave out task={task}")
     shape: tuple[int, ...] | None = None
     flat: dict[str, NDArray[np.int64]] = {}
-    parts: dict[str, Part] = {}
+    owners: dict[str, list[str]] = {}
     for split, prefix in prefixes.items():
         values, groups = [], []
-        for file in files:
+        here = files_of.get(split, files)
+        for file in here:
             opened = _open_file(file)
             images = _dataset(file, opened, prefix + "images")
             wanted = _dataset(file, opened, prefix + targets)
@@ -121,21 +125,41 @@ def _open(path: str, files: list[Path], task: Task | None, bits: int) -> Opened:
             values.append(np.unique(read) if found == "segmentation" else read.reshape(-1))
             if prefix + "groups" in opened:
                 groups += [g.decode() if isinstance(g, bytes) else str(g) for g in opened[prefix + "groups"][...]]
-        flat[split] = np.concatenate(values).astype(np.int64)
-        parts[split] = _part(files, prefix, targets, bits, flat[split], groups, found)
+        flat[split], owners[split] = np.concatenate(values).astype(np.int64), groups
     assert shape is not None
+    binary = found == "segmentation" and set(np.concatenate(list(flat.values())).tolist()) == {0, 255}
+    if binary:
+        flat = {split: np.minimum(values, 1) for split, values in flat.items()}
     count = check_classes(path, flat, what="label" if found == "classification" else "mask value")
     classes = _classes(path, first, count)
+    parts = {}
+    for split, prefix in prefixes.items():
+        source = Hdf5Source(files_of.get(split, files), prefix, targets, 2**bits - 1, binary=binary)
+        parts[split] = _part(source, flat[split], owners[split], found)
     channels = shape[2] if len(shape) == 3 else 1
     return Opened(path, found, classes, channels, (shape[0], shape[1]), parts)
 
 
-def _part(
-    files: list[Path], prefix: str, targets: str, bits: int, flat: NDArray[np.int64], groups: list[str], task: Task
-) -> Part:
-    source: Source = Hdf5Source(files, prefix, targets, 2**bits - 1)
+def _splits(files: list[Path]) -> dict[str, list[Path]]:
+    """The files that hold something of each split, where there are splits."""
+    found: dict[str, list[Path]] = {}
+    lost = None
+    for file in files:
+        opened = _open_file(file)
+        here = [s for s in SPLITS if f"{s}_images" in opened]
+        lost = lost if here else file
+        for split in here:
+            found.setdefault(split, []).append(file)
+    if found and lost is not None:
+        raise DataError(lost, "it has no train_images, val_images or test_images, others of the folder have", _EXPECTED)
+    return {s: found[s] for s in SPLITS if s in found}
+
+
+def _part(stored: Hdf5Source, flat: NDArray[np.int64], groups: list[str], task: Task) -> Part:
+    source: Source = stored
     if groups and len(groups) != len(source):
-        raise DataError(files[0], f"{len(groups)} {prefix}groups for {len(source)} images", "expected as many")
+        prefix = stored.prefix
+        raise DataError(stored.files[0], f"{len(groups)} {prefix}groups for {len(source)} images", "expected as many")
     sample = source.read(np.arange(min(1, len(source))))
     if len(source) * (sample[0].nbytes + sample[1].nbytes) <= _IN_MEMORY_BYTES and len(source):
         pieces = [source.read(np.arange(i, min(i + 256, len(source)))) for i in range(0, len(source), 256)]

@@ -44,31 +44,25 @@ def breast_mask(image: Images) -> NDArray[np.bool_]:
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest 4-connected part of a mask (h, w), by runs of rows and union-find."""
-    parent: list[int] = []
-    runs: list[tuple[int, int, int]] = []  # row, first column, one beyond the last
-    above: list[int] = []
-    for row in range(mask.shape[0]):
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask[row].astype(np.int8), [0]])))
-        here = []
-        for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-            number = len(runs)
-            runs.append((row, first, stop))
-            parent.append(number)
-            here.append(number)
-            for other in above:
-                if runs[other][1] < stop and first < runs[other][2]:
-                    parent[_root(parent, other)] = _root(parent, number)
-        above = here
-    sizes: dict[int, int] = {}
-    for number, (_, first, stop) in enumerate(runs):
-        root = _root(parent, number)
-        sizes[root] = sizes.get(root, 0) + stop - first
+    padded = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
+    padded[:, 1:-1] = mask
+    rows, edges = (found.reshape(-1, 2) for found in np.nonzero(np.diff(padded, axis=1)))
+    runs = list(zip(rows[:, 0].tolist(), edges[:, 0].tolist(), edges[:, 1].tolist(), strict=True))
+    parent = list(range(len(runs)))
+    above = 0  # the first run that may touch the present one from the row above
+    for number, (row, first, stop) in enumerate(runs):
+        while runs[above][0] < row - 1 or (runs[above][0] == row - 1 and runs[above][2] <= first):
+            above += 1
+        other = above
+        while runs[other][0] == row - 1 and runs[other][1] < stop:
+            parent[_root(parent, other)] = _root(parent, number)
+            other += 1
+    roots = np.array([_root(parent, number) for number in range(len(runs))], np.int64)
     out = np.zeros_like(mask)
-    if sizes:
-        largest = max(sizes, key=lambda root: sizes[root])
-        for number, (row, first, stop) in enumerate(runs):
-            if _root(parent, number) == largest:
-                out[row, first:stop] = True
+    if len(runs):
+        sizes = np.bincount(roots, edges[:, 1] - edges[:, 0])
+        for row, first, stop in np.array(runs)[roots == sizes.argmax()].tolist():
+            out[row, first:stop] = True
     return out
 
 

@@ -1,6 +1,6 @@
-"""The book of what is done: one JSON line for each unit, appended as it is finished, so that a kill loses nothing.
+"""The book of what is done: one JSON line for each unit, appended once its files are on disk.
 
-A run of its own part (``--shard k/n``) has a file of its own; all files are read at the start.
+Each rank, and each run of its own part (``--shard k/n``), has a file of its own; all files are read at the start.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ SETTINGS = "prepare.json"
 
 
 class Book:
-    """Rank 0's records. ``stage`` tells the passes of a run apart."""
+    """A rank's records. ``stage`` tells the passes of a run apart."""
 
-    def __init__(self, out: Path, options: Options, stage: str = "units") -> None:
+    def __init__(self, out: Path, options: Options, stage: str = "units", rank: int = 0) -> None:
         self.out, self.stage = out, stage
         part = "" if options.shard is None else f"-{options.shard[0]}-of-{options.shard[1]}"
-        self.path = out / "progress" / f"{stage}{part}.jsonl"
+        who = f"-rank{rank}" if rank else ""
+        self.path = out / "progress" / f"{stage}{part}{who}.jsonl"
         self._file: TextIO | None = None
 
     def read(self) -> dict[str, dict[str, Any]]:
@@ -45,7 +46,7 @@ class Book:
             self._file = self.path.open("a", encoding="utf-8")
             if self._file.tell():
                 self._file.write("\n")  # the last line may have been cut short
-        self._file.write(json.dumps({k: v for k, v in record.items() if k != "kept"}, separators=(",", ":")) + "\n")
+        self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def close(self) -> None:

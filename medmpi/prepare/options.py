@@ -36,6 +36,7 @@ class Options:
     fit: str = "stretch"
     normalise: str = "none"
     labels: str = "auto"
+    masks: str = "classes"
     shard_images: int = 256
     previews: int = 8
     shard: tuple[int, int] | None = None
@@ -81,6 +82,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         help="(x - mean) / std by image or all images (S0 eq. 1); -3..3 become the levels; std 0 gives the middle",
     )  # fmt: skip
     add("--labels", default="auto", metavar="HOW", help="of HDF5: folder (the class folder), none, or auto")
+    add("--masks", choices=("classes", "binary"), default="classes", help="numbers of masks as they are, or 0 and 1")
     add("--shard-images", type=int, default=256, metavar="N", help="input files of an HDF5 shard (256)")
     add("--previews", type=int, default=8, metavar="N", help="pictures of before and after (8)")
     add("--shard", default=None, metavar="k/n", help="do part k of n only (k from 0), for array jobs")
@@ -124,6 +126,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         fit=given.fit,
         normalise=given.normalise,
         labels=given.labels,
+        masks=given.masks,
         shard_images=given.shard_images,
         previews=given.previews,
         shard=_part(given.shard),

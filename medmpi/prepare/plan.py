@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from medmpi.data.folder import images_below
+from medmpi.data.dataset import SPLITS
+from medmpi.data.folder import SPLIT_FOLDERS, images_below
 from medmpi.data.readers import name_of
 from medmpi.prepare.options import Options
 from medmpi.train.failure import USAGE, Failure
@@ -21,15 +22,21 @@ class Item:
     name: str
     label: str | None = None
     mask: Path | None = None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
 class Unit:
-    """What one rank does at a time: one file, or the files of one shard. ``target`` is the shard's file."""
+    """What one rank does at a time: one file, or the files of one shard. ``target`` is the shard's file.
+
+    ``masks`` says that each image of the shard must have one.
+    """
 
     number: int
     items: tuple[Item, ...]
     target: str | None = None
+    split: str | None = None
+    masks: bool = False
     preview: bool = False
 
     @property
@@ -54,15 +61,45 @@ def make_units(options: Options) -> tuple[list[Unit], tuple[str, ...]]:
     if not items:
         raise Failure(f"{', '.join(options.inputs)}: no image file there", USAGE)
     items = _unique(items)
-    classes = _classes(items, options.labels) if options.format == "hdf5" else ()
+    classes: tuple[str, ...] = ()
     if options.format == "png":
         units = [Unit(i, (item,)) for i, item in enumerate(items)]
     else:
-        n = options.shard_images
-        units = [Unit(i, tuple(items[i * n : (i + 1) * n]), f"shard-{i:05}.h5") for i in range(-(-len(items) // n))]
+        items = _by_split(items)
+        masks = any(item.mask is not None for item in items)
+        classes = () if masks else _classes(items, options.labels)
+        units = _shards(items, options.shard_images, masks)
     wanted = min(options.previews, len(units))
     shown = {i * len(units) // wanted for i in range(wanted)}
-    return [Unit(u.number, u.items, u.target, u.number in shown) for u in units], classes
+    return [replace(u, preview=u.number in shown) for u in units], classes
+
+
+def _by_split(items: list[Item]) -> list[Item]:
+    """The items in the order of the splits whose folders they are in, if there is one for training."""
+    found = [SPLIT_FOLDERS.get(item.name.split("/")[0]) if "/" in item.name else None for item in items]
+    if "train" not in found:
+        return items
+    if None in found:
+        lost = items[found.index(None)].file
+        raise Failure(f"{lost}: some files are in train/, val/ or test/, this one is not; move it", USAGE)
+    ordered = []
+    for split in SPLITS:
+        for item, of in zip(items, found, strict=True):
+            if of == split:
+                parts = item.name.split("/")
+                ordered.append(replace(item, split=split, label=parts[1] if len(parts) > 2 else None))
+    return ordered
+
+
+def _shards(items: list[Item], most: int, masks: bool) -> list[Unit]:
+    """Units of at most so many files of one split."""
+    units: list[Unit] = []
+    for split in (None, *SPLITS):
+        here = [item for item in items if item.split == split]
+        for number, at in enumerate(range(0, len(here), most)):
+            target = f"{split or 'shard'}-{number:05}.h5"
+            units.append(Unit(len(units), tuple(here[at : at + most]), target, split, masks))
+    return units
 
 
 def _of_folder(folder: Path, out: Path) -> list[Item]:
@@ -98,7 +135,7 @@ def _unique(items: list[Item]) -> list[Item]:
             number += 1
             name = f"{base}-{number}"
         used.add(name)
-        found.append(Item(item.file, name, item.label, item.mask))
+        found.append(replace(item, name=name))
     return found
 
 
@@ -106,9 +143,11 @@ def _classes(items: list[Item], how: str) -> tuple[str, ...]:
     """The class folders, where every file is in one."""
     names = sorted({item.label for item in items if item.label is not None})
     complete = all(item.label is not None for item in items) and len(names) > 1
-    split = {"train", "val", "test"} & set(names)
-    if how == "none" or (how == "auto" and (not complete or split)):
+    if how == "none" or (how == "auto" and not complete):
         return ()
-    if not complete or split:
+    if not complete:
         raise Failure("--labels folder: expected every file in a class folder of the input, two or more", USAGE)
+    untaught = set(names) - {item.label for item in items if item.split in (None, "train")}
+    if untaught:
+        raise Failure(f"class {min(untaught, key=str)} is in no folder of train/", USAGE)
     return tuple(names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from medmpi.data.medical import Levels, MedicalImage, to_levels
-from medmpi.files import replacing
+from medmpi.prepare.png import encode_png
 
 _SIDE = 384
 _GAP, _HEAD = 8, 16
 
 
-def write_preview(path: Path, image: MedicalImage, after: NDArray[Any]) -> None:
-    """Two pictures side by side, no larger than 384 pixels each."""
+def draw_preview(image: MedicalImage, after: NDArray[Any]) -> bytes:
+    """Two pictures side by side, no larger than 384 pixels each, as PNG."""
     before = to_levels(image, Levels("auto", image.bits or 16, "fill"), frame=0)[0]
     if after.dtype == np.uint16:
         after = (after >> 8).astype(np.uint8)
@@ -30,12 +29,10 @@ def write_preview(path: Path, image: MedicalImage, after: NDArray[Any]) -> None:
     ):
         sheet.paste(picture, (x, _HEAD))
         draw.text((x + 2, 2), f"{word} {shape[0]}x{shape[1]}", fill="black")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        sheet.save(temporary, "PNG")
+    return encode_png(np.asarray(sheet))
 
 
 def _small(pixels: NDArray[np.uint8]) -> Image.Image:
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).convert("RGB")
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((_SIDE, _SIDE))
-    return picture
+    return picture.convert("RGB")

@@ -87,19 +87,16 @@ def _pass(
     collect: Callable[..., list[Outcome[Record] | None] | None],
 ) -> list[Record]:
     """One pass over the units; the records on rank 0, elsewhere none."""
-    book = Book(Path(options.out).expanduser(), options, stage)
+    book = Book(Path(options.out).expanduser(), options, stage, world.rank)
     known = on_root(world, book.read)
-    worker = Worker(options, classes, known, statistics, only_statistics=stage == "statistics")
+    worker = Worker(
+        options, classes, book, known, statistics, only_statistics=stage == "statistics", stop=world.request_stop
+    )
     progress = _Progress(len(units), say)
-
-    def note(outcome: Outcome[Record]) -> None:
-        if outcome.value is not None and not outcome.value.get("kept"):
-            book.add(outcome.value)
-        progress.step(outcome.value)
-
-    outcomes = collect(world, worker, units, on_result=note if world.rank == 0 else None)
-    if world.rank == 0:
-        book.close()
+    note = (lambda outcome: progress.step(outcome.value)) if world.rank == 0 else None
+    outcomes = collect(world, worker, units, on_result=note)
+    worker.close()
+    world.barrier()  # all results are on disk
     problem: tuple[str, bool] | None = None
     if outcomes is not None:
         if any(o is None for o in outcomes):

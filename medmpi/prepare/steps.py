@@ -21,11 +21,11 @@ _SIGMAS = 3.0  # of a normalised image that the levels show
 
 @dataclass
 class Prepared:
-    """One frame after all steps, uint8 or uint16 (h, w, c), the box that was cut, and moments before normalising."""
+    """One frame after all steps, uint8 or uint16 (h, w, c), the box that was cut, and moments if it is normalised."""
 
     pixels: Pixels
     box: tuple[int, int, int, int]
-    moments: Moments
+    moments: Moments | None
     steps: list[str] = field(default_factory=list)
 
 
@@ -55,8 +55,9 @@ def prepare_frame(
     if options.image_size is not None:
         pixels = fitted(pixels, options.image_size, options.fit)
         done.append(f"{options.fit} to {options.image_size[0]}x{options.image_size[1]}")
-    moments = _moments(pixels)
+    moments = None
     if options.normalise != "none":
+        moments = _moments(pixels)
         mean, std = statistics if statistics is not None else mean_and_std([moments])
         pixels = _normalised(pixels, mean, std)
         done.append(f"normalise by mean {mean:.6g} std {std:.6g}, -3..3 to the levels")
@@ -165,9 +166,8 @@ def _box(pixels: Pixels, crop: str) -> tuple[int, int, int, int]:
     if size is not None:
         ch, cw = min(size[0], h), min(size[1], w)
         return (h - ch) // 2, (w - cw) // 2, (h - ch) // 2 + ch, (w - cw) // 2 + cw
-    grey = pixels[..., 0] if pixels.shape[2] == 1 else pixels.mean(axis=2)
-    shift = 8 if pixels.dtype == np.uint16 else 0
-    mask = breast_mask((grey.astype(np.uint32) >> shift).astype(np.uint8))
+    grey = pixels[..., 0] if pixels.shape[2] == 1 else pixels.mean(axis=2).astype(pixels.dtype)
+    mask = breast_mask(grey if grey.dtype == np.uint8 else (grey >> 8).astype(np.uint8))
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
         return 0, 0, h, w

@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import io
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from medmpi.behind import WriteBehind
 from medmpi.data import DataError, read_image, read_mask
 from medmpi.data.errors import MissingPackage
 from medmpi.data.medical import MedicalImage
-from medmpi.files import write_whole
+from medmpi.files import replacing
+from medmpi.prepare.book import Book
 from medmpi.prepare.options import Options
 from medmpi.prepare.plan import Item, Unit
-from medmpi.prepare.preview import write_preview
+from medmpi.prepare.png import encode_png
+from medmpi.prepare.preview import draw_preview
+from medmpi.prepare.shard import Shard
 from medmpi.prepare.steps import Moments, Prepared, fitted, prepare_frame
 
 Record = dict[str, Any]
 RESULTS = "results"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """One frame of a file after all steps, with its mask (h, w), and the name of its result."""
+
+    item: Item
+    image: MedicalImage
+    prepared: Prepared
+    mask: NDArray[Any] | None
+    name: str
+    number: int
 
 
 class Worker:
@@ -32,21 +49,45 @@ class Worker:
         self,
         options: Options,
         classes: tuple[str, ...],
+        book: Book,
         known: dict[str, Record],
         statistics: tuple[float, float] | None = None,
         *,
         only_statistics: bool = False,
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.options, self.classes, self.known, self.statistics = options, classes, known, statistics
         self.only_statistics = only_statistics
         self.out = Path(options.out).expanduser()
+        self._book, self._writer, self._stop = book, WriteBehind(), stop
+        self._files: list[tuple[Path, bytes]] = []
+        self._error: OSError | None = None
+
+    def close(self) -> None:
+        """Waits until all results are on disk and in the book; OSError if the disk does not take them."""
+        if self._error is not None:
+            raise self._error
+        self._writer.close()
+        self._book.close()
 
     def __call__(self, unit: Unit) -> Record:
-        """The unit's record, as JSON: key, inputs, outputs with their hashes, bad files, moments, seconds."""
+        """The unit's record, as JSON: key, inputs, outputs with their hashes, bad files, moments, seconds.
+
+        Its files and its line in the book are still to be written by a thread when this returns.
+        """
         old = self.known.get(unit.key)
         if old is not None and self._still_there(unit, old):
             return {**old, "kept": True}
+        try:
+            return self._done(unit)
+        except OSError as error:  # no file is to blame: nothing more can be written
+            self._error = error if error.errno else OSError(errno.EIO, str(error), str(self.out))
+            self._stop()
+            raise
+
+    def _done(self, unit: Unit) -> Record:
         start = time.perf_counter()
+        self._files = []
         record: Record = {"key": unit.key, "inputs": [], "outputs": [], "bad": [], "moments": [0, 0.0, 0.0]}
         if self.only_statistics:
             for _ in self._prepared(unit, record):
@@ -56,6 +97,8 @@ class Worker:
         else:
             self._shard(unit, record)
         record["seconds"] = round(time.perf_counter() - start, 4)
+        files, self._files = self._files, []
+        self._writer.put(files, lambda: self._book.add(record))
         return record
 
     def _still_there(self, unit: Unit, record: Record) -> bool:
@@ -64,17 +107,18 @@ class Worker:
             return False  # what was bad may have been mended
         for output in record["outputs"]:
             path = self.out / output["file"]
-            if not path.is_file() or _digest(path.read_bytes()) != output["sha256"]:
+            if not path.is_file() or _digest_of(path) != output["sha256"]:
                 return False
         return True
 
-    def _prepared(self, unit: Unit, record: Record) -> Iterator[tuple[Item, MedicalImage, int, Prepared]]:
+    def _prepared(self, unit: Unit, record: Record) -> Iterator[_Frame]:
         """Each frame of each file; a file that cannot be used is noted."""
         for item in unit.items:
             state = _state(item.file)
             try:
                 image = read_image(item.file)
                 frames = [prepare_frame(image, f, self.options, self.statistics) for f in range(image.frames)]
+                masks = self._masks(item, image, frames)
             except MissingPackage:
                 raise
             except DataError as error:
@@ -82,100 +126,85 @@ class Worker:
                 record["inputs"].append({"file": str(item.file), "state": state})
                 continue
             record["inputs"].append({"file": str(item.file), "state": state, **_about(image, frames[0])})
-            for frame, prepared in enumerate(frames):
-                _add(record["moments"], prepared.moments)
-                yield item, image, frame, prepared
+            for number, prepared in enumerate(frames):
+                if prepared.moments is not None:
+                    _add(record["moments"], prepared.moments)
+                name = item.name if image.frames == 1 else f"{item.name}_{number:04}"
+                yield _Frame(item, image, prepared, None if masks is None else masks[number], name, number)
 
-    def _pictures(self, unit: Unit, record: Record) -> None:
-        try:
-            for item, image, frame, prepared in self._prepared(unit, record):
-                name = item.name if image.frames == 1 else f"{item.name}_{frame:04}"
-                if item.mask is not None:
-                    self._mask(item, image, frame, prepared, name, record)
-                content = _png(prepared.pixels, _spacing(image, prepared, self.options))
-                self._write(f"{RESULTS}/{name}.png", content, record)
-                if unit.preview and frame == 0:
-                    self._preview(image, prepared, name)
-        except DataError as error:  # its mask
-            record["bad"].append({"file": str(unit.items[0].file), "error": str(error)})
-
-    def _mask(self, item: Item, image: MedicalImage, frame: int, prepared: Prepared, name: str, record: Record) -> None:
-        """The mask of an image goes the same way, by its nearest pixels."""
-        assert item.mask is not None
+    def _masks(self, item: Item, image: MedicalImage, frames: list[Prepared]) -> list[NDArray[Any]] | None:
+        """The masks (h, w) of an image's frames, gone the same way by their nearest pixels; None if it has none."""
+        if item.mask is None or self.only_statistics:
+            return None
         mask = read_mask(item.mask)
         if mask.shape != (image.frames, *image.image_size):
             raise DataError(item.mask, f"it is {mask.shape[1:]}, its image {image.image_size}", "make them equal")
-        if mask.size and not 0 <= mask.min() <= mask.max() <= 65535:
-            raise DataError(item.mask, f"its numbers reach {mask.max()}", "expected 0..65535")
-        top, left, bottom, right = prepared.box
-        plane = mask[frame, top:bottom, left:right, None].astype(np.uint16)
-        if self.options.image_size is not None:
-            plane = fitted(plane, self.options.image_size, self.options.fit, nearest=True)
-        small = plane.astype(np.uint8) if mask.max(initial=0) < 256 else plane
-        self._write(f"{RESULTS}/{_beside(name)}.png", _png(small, None), record)
+        if not 0 <= mask.min() <= mask.max() <= 65535:
+            outside = mask.min() if mask.min() < 0 else mask.max()
+            raise DataError(item.mask, f"it holds the number {outside}", "expected 0..65535")
+        if self.options.masks == "binary":
+            mask = (mask > 0).astype(np.int64)
+        dtype = np.uint8 if mask.max() < 256 else np.uint16
+        if self.options.format == "hdf5" and dtype == np.uint16:
+            raise DataError(item.mask, f"it holds numbers up to {mask.max()}", "for instances give --masks binary")
+        planes = []
+        for plane, prepared in zip(mask, frames, strict=True):
+            top, left, bottom, right = prepared.box
+            cut = plane[top:bottom, left:right, None].astype(np.uint16)
+            if self.options.image_size is not None:
+                cut = fitted(cut, self.options.image_size, self.options.fit, nearest=True)
+            planes.append(cut[..., 0].astype(dtype))
+        return planes
+
+    def _pictures(self, unit: Unit, record: Record) -> None:
+        for frame in self._prepared(unit, record):
+            if frame.mask is not None:
+                self._write(f"{RESULTS}/{_beside(frame.name)}.png", encode_png(frame.mask[..., None]), record)
+            content = encode_png(frame.prepared.pixels, _spacing(frame.image, frame.prepared, self.options))
+            self._write(f"{RESULTS}/{frame.name}.png", content, record)
+            if unit.preview and frame.number == 0:
+                self._preview(frame)
 
     def _shard(self, unit: Unit, record: Record) -> None:
-        """An HDF5 file of all frames, written under a temporary name; images go in one by one."""
+        """An HDF5 file of all frames."""
         import h5py
 
         assert unit.target is not None
         target = self.out / unit.target
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-        labels: list[int] = []
-        names: list[str] = []
-        groups: list[str] = []
-        spacings: list[tuple[float, float]] = []
-        images: Any = None
-        try:
+        with replacing(target) as temporary:
             with h5py.File(temporary, "w") as file:
-                for item, image, frame, prepared in self._prepared(unit, record):
-                    pixels = prepared.pixels[..., 0] if prepared.pixels.shape[2] == 1 else prepared.pixels
-                    if images is None:
-                        images = file.create_dataset(
-                            "images", (0, *pixels.shape), pixels.dtype, maxshape=(None, *pixels.shape),
-                            chunks=(1, *pixels.shape), fletcher32=True, compression="lzf",
-                        )  # fmt: skip
-                    if pixels.shape != images.shape[1:] or pixels.dtype != images.dtype:
-                        sizes = f"it is {pixels.dtype} {pixels.shape}, the shard has {images.dtype} {images.shape[1:]}"
-                        record["bad"].append(
-                            {"file": str(item.file), "error": f"{item.file}: {sizes}; give --image-size"}
-                        )
+                shard = Shard(file, unit.split, self.classes)
+                for frame in self._prepared(unit, record):
+                    problem = shard.problem(frame.prepared.pixels)
+                    if unit.masks and frame.mask is None:
+                        problem = "it has no mask, others have"
+                    if problem is not None:
+                        record["bad"].append({"file": str(frame.item.file), "error": f"{frame.item.file}: {problem}"})
                         continue
-                    images.resize(len(names) + 1, axis=0)
-                    images[len(names)] = pixels
-                    names.append(item.name if image.frames == 1 else f"{item.name}_{frame:04}")
-                    spacings.append(_spacing(image, prepared, self.options) or (np.nan, np.nan))
-                    groups.append(image.group or str(item.file))
-                    labels.append(self.classes.index(item.label) if item.label in self.classes else 0)
-                    if unit.preview and len(names) == 1:
-                        self._preview(image, prepared, names[0])
-                if names:
-                    # Strings of fixed length: a damaged heap of others can hang the library.
-                    file["names"], file["groups"] = (np.array([t.encode() for t in ts]) for ts in (names, groups))
-                    file["spacing_mm"] = np.array(spacings)
-                    if self.classes:
-                        file["labels"] = np.array(labels, np.int64)
-                        file.attrs["classes"] = list(self.classes)
-                    file.attrs["settings"] = self.options.digest()
-            if names:
-                with temporary.open("rb+") as written:
-                    os.fsync(written.fileno())
-                content = temporary.read_bytes()
-                os.replace(temporary, target)
-                shape = [int(n) for n in (len(names), *images_shape(content))]
-                output = {"file": unit.target, "sha256": _digest(content), "bytes": len(content), "shape": shape}
-                record["outputs"].append(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+                    group = frame.image.group or str(frame.item.file)
+                    spacing = _spacing(frame.image, frame.prepared, self.options)
+                    shard.add(
+                        frame.prepared.pixels, frame.mask, name=frame.name, group=group, label=frame.item.label,
+                        spacing=spacing,
+                    )  # fmt: skip
+                    if unit.preview and len(shard) == 1:
+                        self._preview(frame)
+                if len(shard):
+                    shape = [int(n) for n in file[shard.prefix + "images"].shape]
+                    shard.finish(self.options.digest())
+            size, digest = temporary.stat().st_size, _digest_of(temporary)
+        if len(shard):
+            record["outputs"].append({"file": unit.target, "sha256": digest, "bytes": size, "shape": shape})
+        else:
+            target.unlink()
 
-    def _preview(self, image: MedicalImage, prepared: Prepared, name: str) -> None:
-        write_preview(self.out / "previews" / f"{name.replace('/', '__')}.png", image, prepared.pixels)
+    def _preview(self, frame: _Frame) -> None:
+        path = self.out / "previews" / f"{frame.name.replace('/', '__')}.png"
+        self._files.append((path, draw_preview(frame.image, frame.prepared.pixels)))
 
     def _write(self, name: str, content: bytes, record: Record) -> None:
-        path = self.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, content)
-        record["outputs"].append({"file": name, "sha256": _digest(content), "bytes": len(content)})
+        self._files.append((self.out / name, content))
+        record["outputs"].append({"file": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
 
 
 def _beside(name: str) -> str:
@@ -183,25 +212,6 @@ def _beside(name: str) -> str:
     parts = name.split("/")
     at = len(parts) - 1 - parts[::-1].index("images")
     return "/".join([*parts[:at], "masks", *parts[at + 1 :]])
-
-
-def images_shape(content: bytes) -> tuple[int, ...]:
-    """The shape of one image of a shard."""
-    import h5py
-
-    with h5py.File(io.BytesIO(content), "r") as file:
-        return tuple(file["images"].shape[1:])
-
-
-def _png(pixels: Any, spacing: tuple[float, float] | None) -> bytes:
-    """Grey of 8 or 16 bits or RGB; the pixel spacing as the picture's resolution."""
-    from PIL import Image
-
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-    out = io.BytesIO()
-    extra = {} if spacing is None else {"dpi": (25.4 / spacing[1], 25.4 / spacing[0])}
-    picture.save(out, "PNG", compress_level=3, **extra)
-    return out.getvalue()
 
 
 def _spacing(image: MedicalImage, prepared: Prepared, options: Options) -> tuple[float, float] | None:
@@ -237,8 +247,9 @@ def _state(file: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _add(total: list[Any], moments: Moments) -> None:

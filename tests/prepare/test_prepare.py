@@ -1,9 +1,11 @@
 """The command on folders: results, manifest, resumption after a kill, shards, arrays of tasks, bad files."""
 
 import csv
+import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from dicom_files import random_pixels, write_dicom
 from PIL import Image
 from processes import ranks_of
 
+from medmpi import behind
 from medmpi.data import open_dataset
 from medmpi.parallel import launch as launch_module
 from medmpi.prepare.main import main
@@ -130,20 +133,80 @@ def test_shards_are_a_data_set(folder, tmp_path, capsys):
     assert "give --image-size" in capsys.readouterr().err
 
 
-def test_masks_go_with_their_images(tmp_path):
-    root = tmp_path / "in"
+def write_pairs(root, count, top=1):
+    """Pictures of a bright rectangle with masks of it."""
     for place in ("images", "masks"):
         (root / place).mkdir(parents=True)
-    for i in range(6):
+    for i in range(count):
         mask = np.zeros((60, 50), np.uint8)
         mask[20:40, 10 + i : 30] = 1
         Image.fromarray(mask * 150 + 20).save(root / "images" / f"{i}.png")
-        Image.fromarray(mask).save(root / "masks" / f"{i}_mask.png")
+        Image.fromarray(mask * np.uint8(top)).save(root / "masks" / f"{i}_mask.png")
+
+
+def test_masks_go_with_their_images(tmp_path):
+    root = tmp_path / "in"
+    write_pairs(root, 6)
     out = tmp_path / "out"
     assert prepare(root, "--out", out, "--crop=breast", "--image-size=32", "--fit=pad", "--denoise=median:3") == 0
     dataset = open_dataset(f"pairs:{out / 'results'}", val_fraction=0)
     images, masks = dataset.splits["train"].read(np.arange(6))
     assert np.corrcoef(images[..., 0].ravel() > 95, masks.ravel())[0, 1] > 0.9
+
+
+def test_shards_carry_masks_and_splits(tmp_path, capsys):
+    root = tmp_path / "in"
+    for split, count in (("train", 5), ("val", 2), ("test", 3)):
+        write_pairs(root / split, count, top=255)
+    out = tmp_path / "out"
+    assert prepare(root, "--out", out, "--format=hdf5", "--shard-images=3", "--image-size=32") == 0
+    assert sorted(digests(out)) == ["test-00000.h5", "train-00000.h5", "train-00001.h5", "val-00000.h5"]
+    dataset = open_dataset(f"hdf5:{out}")
+    pairs = open_dataset(f"pairs:{root}", image_size=32)
+    for name, count in (("train", 5), ("val", 2), ("test", 3)):
+        images, masks = dataset.splits[name].read(np.arange(count))
+        expected = pairs.splits[name].read(np.arange(count))
+        assert np.array_equal(images, expected[0])
+        assert np.array_equal(masks, expected[1])
+        assert set(masks.ravel()) == {0, 1}
+    (root / "train" / "masks" / "1_mask.png").unlink()
+    assert prepare(root, "--out", tmp_path / "o2", "--format=hdf5") == 3
+    assert "1.png: it has no mask, others have" in capsys.readouterr().err
+
+
+def test_shards_carry_labels_of_splits(folder, tmp_path):
+    root = tmp_path / "split"
+    for split in ("train", "validation"):
+        shutil.copytree(folder, root / split)
+    for file in (root / "validation").rglob("*.dcm"):  # other patients
+        pixels = random_pixels((48, 40), seed=99)
+        write_dicom(file, pixels, patient=f"v{file.parent.name}{file.stem}", bits=12)
+    out = tmp_path / "out"
+    assert prepare(root, "--out", out, "--format=hdf5") == 0
+    dataset = open_dataset(f"hdf5:{out}")
+    assert dataset.classes == ("benign", "malignant")
+    assert [len(dataset.splits[s]) for s in ("train", "val", "test")] == [12, 12, 0]
+
+
+def test_full_disk_ends_with_one_line_and_is_resumed(folder, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    room = iter(range(6))
+
+    def write(number, content):
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.write(number, content)
+
+    monkeypatch.setattr(behind, "_write_all", write)
+    assert prepare(folder, "--out", out, "--previews=0") == 1
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert len(error.splitlines()) == 1
+    assert not (out / "manifest.json").exists()
+    assert not list(out.rglob(".*.tmp*"))
+    monkeypatch.undo()
+    assert prepare(folder, "--out", out, "--previews=0") == 0
+    assert len(digests(out)) == 12
 
 
 def test_statistics_of_all_images(folder, tmp_path):
