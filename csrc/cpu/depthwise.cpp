@@ -7,13 +7,15 @@
 
 #include "cpu/depthwise_rows.h"
 #include "cpu/depthwise_stride2.h"
+#include "cpu/depthwise_tile.h"
 #include "ops/scratch.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
 
-constexpr int64_t kPartRows = 16;  // output rows of one part of a weight gradient
-constexpr int64_t kSumBlock = 64;  // values of the gradient added up at a time
+constexpr int64_t kTileChannels = 256;  // from here on tiles are as quick
+constexpr int64_t kPartRows = 16;       // output rows of one part of a weight gradient
+constexpr int64_t kSumBlock = 64;       // values of the gradient added up at a time
 
 /// Output rows i and i + 1 of one image and one vector of channels. `tap[3 r + s]` are the filter's vectors.
 template <bool Full>
@@ -61,16 +63,22 @@ MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, 
 void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const Epilogue& e,
           float* y) {
   const int64_t pairs = (k.oh + 1) / 2;
+  const bool far = is_far(images * k.h * k.w * k.c);
 #pragma omp parallel for schedule(static)
   for (int64_t item = 0; item < images * pairs; ++item) {
     const int64_t n = item / pairs, i = item % pairs * 2;
-    for_channels(k.c, [&](int64_t c, auto channels) {
-      Vec tap[9];
+    const float* const image = x + n * k.h * k.w * k.c;
+    float* const out = y + n * k.oh * k.ow * k.c;
+    if (far || k.c >= kTileChannels)
+      depthwise_tile_rows(k, i, far, image, weight, turned, e.bias, e.relu, out);
+    else
+      for_channels(k.c, [&](int64_t c, auto channels) {
+        Vec tap[9];
 #pragma GCC unroll 9
-      for (int t = 0; t < 9; ++t) tap[t] = channels.get(weight + (turned ? 8 - t : t) * k.c + c);
-      const Vec start = e.bias ? channels.get(e.bias + c) : Vec{};
-      walk_rows(k, channels, c, i, x + n * k.h * k.w * k.c, tap, start, e.relu, y + n * k.oh * k.ow * k.c);
-    });
+        for (int t = 0; t < 9; ++t) tap[t] = channels.get(weight + (turned ? 8 - t : t) * k.c + c);
+        const Vec start = e.bias ? channels.get(e.bias + c) : Vec{};
+        walk_rows(k, channels, c, i, image, tap, start, e.relu, out);
+      });
     if (e.finish) e.finish->wrote_pixels((n * k.oh + i) * k.ow, smaller(2, k.oh - i) * k.ow, k.c);
   }
 }
@@ -80,7 +88,8 @@ bool is_plain_3x3(const Conv2dShape& g) {
 }
 
 /// Output rows [i0, i1) of one image: sums[9][c] += the products with x.
-void walk_weight(const Walk& k, int64_t i0, int64_t i1, const float* image, const float* dy, float* sums) {
+__attribute__((noinline)) void walk_weight(const Walk& k, int64_t i0, int64_t i1, const float* image, const float* dy,
+                                           float* sums) {
   for (int64_t i = i0; i < i1; i += 2)
     for_channels(k.c, [&](int64_t c, auto channels) {
       const Row row[4] = {row_at(image, i - k.top, k.h, k.w, k.c, c), row_at(image, i - k.top + 1, k.h, k.w, k.c, c),
@@ -209,6 +218,7 @@ void depthwise_backward_weight(const Conv2dShape& g, const float* dy, const floa
   const int64_t parts = (oh + kPartRows - 1) / kPartRows, items = g.n * parts;
   float* const sums = static_cast<float*>(scratch(14, sizeof(float) * static_cast<size_t>(items * size)));
   const Walk k{g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left};
+  const bool far = is_far(g.n * g.h * g.w * g.c);
 #pragma omp parallel
   {
 #pragma omp for schedule(static)
@@ -217,10 +227,12 @@ void depthwise_backward_weight(const Conv2dShape& g, const float* dy, const floa
       const float *image = x + n * g.h * g.w * g.c, *grad = dy + n * oh * ow * g.c;
       float* const mine = sums + item * size;
       std::memset(mine, 0, sizeof(float) * static_cast<size_t>(size));
-      if (is_plain_3x3(g))
+      if (is_plain_3x3(g) && far)
+        depthwise_tile_weight(k, i0, i1, image, grad, mine);
+      else if (is_plain_3x3(g))
         walk_weight(k, i0, i1, image, grad, mine);
       else if (is_depthwise_stride2(g))
-        depthwise_stride2_weight_rows(k, i0, i1, is_far(g), image, grad, mine);
+        depthwise_stride2_weight_rows(k, i0, i1, far, image, grad, mine);
       else
         rows_weight(g, i0, i1, image, grad, mine);
     }

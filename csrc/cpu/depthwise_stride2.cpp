@@ -54,7 +54,7 @@ MEDMPI_INLINE Columns<Full> columns_of(const Walk& k, Channels<Full> channels, i
 void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const Walk k{g.h, g.w, g.c, g.out_h(), g.out_w(), g.pad_top, g.pad_left};
   const Inner inner = inner_columns(k);
-  const bool far = is_far(g);
+  const bool far = is_far(g.n * g.h * g.w * g.c);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * k.oh; ++line) {
     const int64_t n = line / k.oh, i = line % k.oh;
@@ -102,7 +102,7 @@ void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, cons
   const int64_t i0 = g.pad_top / 2, pairs = (g.h + g.pad_top + 1) / 2 - i0;
   const int64_t j0 = g.pad_left / 2, j1 = (g.w + g.pad_left + 1) / 2;
   const Inner inner{smaller((g.pad_left + 1) / 2, j1), smaller((g.w + g.pad_left) / 2, ow)};
-  const bool far = is_far(g);
+  const bool far = is_far(g.n * g.h * g.w * g.c);
 #pragma omp parallel for schedule(static)
   for (int64_t item = 0; item < g.n * pairs; ++item) {
     const int64_t n = item / pairs, i = i0 + item % pairs, h = 2 * i - g.pad_top;

@@ -9,10 +9,6 @@ constexpr bool is_depthwise_stride2(const Conv2dShape& g) {
   return g.r == 3 && g.s == 3 && g.stride_h == 2 && g.stride_w == 2 && g.dilation_h == 1 && g.dilation_w == 1;
 }
 
-/// Whether a batch is too large to stay in the caches, so that rows should be asked for ahead; that costs more than it
-/// gains where they do stay.
-constexpr bool is_far(const Conv2dShape& g) { return g.n * g.h * g.w * g.c > 1 << 20; }
-
 /// y = conv(x, weight) + bias, then max(y, 0) if `relu`; bias may be null.
 void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y);
 /// dx = conv^T(dy, weight) + bias; bias may be null.
