@@ -78,6 +78,8 @@ def read_csv(path: Path) -> list[Detection]:
             score, x, y = (float(cell) for cell in cells)
             if not np.isfinite([score, x, y]).all():
                 raise ValueError("it is not finite")
+            if not 0 <= score <= 1:
+                raise ValueError("the score is not between 0 and 1")
         except ValueError as error:
             raise DataError(path, f"line {number} is {','.join(line)!r}: {error}", "expected score,x,y") from None
         found.append(Detection(score, x, y))

@@ -38,10 +38,12 @@ class Regions:
 
 @dataclass
 class SlideHits:
-    """One slide: the best score in each lesion (None: not found) and the scores of its false positives."""
+    """One slide: the best score in each lesion (None: not found), the scores of its false positives, and how many
+    regions of isolated tumour cells it has."""
 
     lesions: list[float | None] = field(default_factory=list)
     false_positives: list[float] = field(default_factory=list)
+    isolated: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,7 @@ def evaluation_regions(truth: NDArray[np.bool_], *, mpp: float = BASE_MPP, level
 def _major_axis(region: NDArray[np.bool_]) -> float:
     """The length of the major axis of the ellipse with the region's second moments, in pixels (scikit-image's)."""
     y, x = np.nonzero(region)
-    # each pixel is a square, whose own second moment is 1/12
-    matrix = np.array([[np.var(y) + 1 / 12, 0], [0, np.var(x) + 1 / 12]])
+    matrix = np.array([[np.var(y), 0], [0, np.var(x)]])
     matrix[0, 1] = matrix[1, 0] = np.mean((y - y.mean()) * (x - x.mean()))
     return float(4 * np.sqrt(np.linalg.eigvalsh(matrix)[-1]))
 
@@ -94,15 +95,14 @@ def hits(found: Sequence[Detection], regions: Regions | None) -> SlideHits:
             outside.append(d.score)
         elif n not in regions.isolated:
             best[n] = max(best.get(n, -np.inf), d.score)
-    return SlideHits([best.get(n) for n in regions.lesions], outside)
+    return SlideHits([best.get(n) for n in regions.lesions], outside, len(regions.isolated))
 
 
 def froc(slides: Sequence[SlideHits], *, official: bool = False) -> Froc:
     """The curve of all slides. Thresholds are all distinct scores: a detection counts if its score is at least that.
 
-    ``official`` does as the challenge's code does: its thresholds leave out the smallest score, and a rate between two
-    points of the curve is read off the line between them. Otherwise the sensitivity at a rate is the largest that is
-    reached with at most so many false positives. ValueError without slides or lesions.
+    A rate between two points of the curve is read off the line between them, as the challenge does. ``official``
+    leaves out the smallest threshold, as its code does. ValueError without slides or lesions.
     """
     if not slides:
         raise ValueError("froc: there are no slides")
@@ -112,8 +112,8 @@ def froc(slides: Sequence[SlideHits], *, official: bool = False) -> Froc:
     hit = np.array([score for score in lesions if score is not None], np.float64)
     wrong = np.array([score for slide in slides for score in slide.false_positives], np.float64)
     scores = [hit, wrong]
-    if official and len(hit) < len(lesions):
-        scores.append(np.zeros(1))  # its list of true positives has 0 for a lesion that was not found
+    if official and (len(hit) < len(lesions) or any(slide.isolated for slide in slides)):
+        scores.append(np.zeros(1))  # its list of true positives has 0 for each region that no detection counts in
     thresholds = np.unique(np.concatenate(scores))[::-1]
     if official:
         thresholds = thresholds[:-1]
@@ -121,10 +121,7 @@ def froc(slides: Sequence[SlideHits], *, official: bool = False) -> Froc:
     sensitivity = np.array([(hit >= t).sum() for t in thresholds], np.float64) / len(lesions)
     # nothing is reported above all scores
     false, sensitivity = np.concatenate([[0.0], false]), np.concatenate([[0.0], sensitivity])
-    if official:
-        at = np.interp(RATES, false, sensitivity)
-    else:
-        at = np.array([sensitivity[false <= rate].max() for rate in RATES])
+    at = np.interp(RATES, false, sensitivity)
     return Froc(
         np.concatenate([[np.inf], thresholds]), false, sensitivity, tuple(at.tolist()), float(at.mean()), len(lesions),
         len(slides),

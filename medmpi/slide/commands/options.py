@@ -103,6 +103,11 @@ def store_paths(given: list[str], *, skip_bad: bool = False) -> tuple[list[Path]
             if not skip_bad:
                 raise DataError(record, f"a slide could not be prepared: {why}", "prepare it again, or --skip-bad")
             skipped[record.name.removesuffix(".failed.json")] = f"failed: {why}"
+    if not found and skipped:
+        why = "; ".join(f"{name}: {text}" for name, text in skipped.items())
+        raise DataError(
+            ", ".join(given), f"all slides were skipped ({why})", "name slides with tissue, or --tissue all"
+        )
     if not found:
         raise DataError(", ".join(given), "there are no stores", "run 'medmpi slide prepare' first")
     return found, skipped
