@@ -27,6 +27,8 @@ FAMILIES = (
     "scaling",
     "faults",
     "prepare",
+    "slide",
+    "slide_faults",
 )
 
 
@@ -45,7 +47,12 @@ def main() -> int:
     parser.add_argument("--backend", default=None, help="kernel backend (default: the best of this machine)")
     parser.add_argument("--out", type=Path, default=None, help="append JSON lines, e.g. bench/results/conv2d.jsonl")
     parser.add_argument("--default-allocator", action="store_true", help="leave the C library's allocator as it is")
-    parser.add_argument("--trials", type=int, default=20, help="faults: number of runs that are struck")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=None,
+        help="faults: runs that are struck (20; slides: 50); slide: pairs of runs (2)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="faults: of the strikes")
     options = parser.parse_args()
 
