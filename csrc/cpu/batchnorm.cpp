@@ -54,6 +54,17 @@ void forwards(int64_t chunks, const Body& body) {
   }
 }
 
+constexpr int64_t kAhead = 8;  // wide rows
+
+/// Whether an array comes from memory: two or three of them at a time are more than the hardware foresees.
+bool is_far(const RowCut& cut) { return cut.m * cut.c > 1 << 20; }
+
+/// Asks for `count` floats that are read or, with `Write`, written soon.
+template <int Write>
+MEDMPI_INLINE void ask(const float* p, int64_t count) {
+  for (int64_t i = 0; i < count; i += 16) __builtin_prefetch(p + i, Write, 2);
+}
+
 /// Adds `copies` sums per channel into the first.
 MEDMPI_INLINE void fold(const float* wide, int64_t c, int64_t copies, double* sum) {
   for (int64_t j = 0; j < c; ++j) sum[j] = static_cast<double>(wide[j]);
@@ -150,7 +161,7 @@ MEDMPI_INLINE float masked(float whole, float x, float y, float shift, float sca
 }
 
 template <Relu kMask>
-void reduce_rows(int64_t rows, int64_t w, int64_t stride, const float* dy, const float* x, const float* y,
+void reduce_rows(int64_t rows, int64_t w, int64_t stride, bool far, const float* dy, const float* x, const float* y,
                  const Affine& f, float* __restrict s, float* __restrict q) {
   constexpr int64_t kSaved = kMask == Relu::kSaved;
   const auto line = [=, &f](int64_t i, int64_t j, float& centred) {
@@ -159,13 +170,18 @@ void reduce_rows(int64_t rows, int64_t w, int64_t stride, const float* dy, const
     return masked<kMask>(dy[at], x[at], kSaved ? y[at] : 0.0f, f.shift[j], f.scale[j], f.add[j]);
   };
   int64_t i = 0;
-  for (; i + 4 <= rows; i += 4)  // sums of four: fewer visits to s and q
+  for (; i + 4 <= rows; i += 4) {  // sums of four: fewer visits to s and q
+    if (far) {
+      ask<0>(dy + (i + kAhead) * stride, 4 * w);
+      ask<0>(x + (i + kAhead) * stride, 4 * w);
+    }
     for (int64_t j = 0; j < w; ++j) {
       float xa, xb, xc, xd;
       const float a = line(i, j, xa), b = line(i + 1, j, xb), c = line(i + 2, j, xc), d = line(i + 3, j, xd);
       s[j] += (a + b) + (c + d);
       q[j] += (a * xa + b * xb) + (c * xc + d * xd);
     }
+  }
   for (; i < rows; ++i)
     for (int64_t j = 0; j < w; ++j) {
       float xa;
@@ -178,6 +194,7 @@ void reduce_rows(int64_t rows, int64_t w, int64_t stride, const float* dy, const
 template <Relu kMask>
 void reduce_as(const RowCut& cut, const float* dy, const float* x, const float* y, const float* gamma,
                const float* beta, const double* mean, const double* rstd, double* part) {
+  const bool far = is_far(cut);
   forwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
       alignas(64) float s[kWideRow], q[kWideRow];
@@ -191,8 +208,8 @@ void reduce_as(const RowCut& cut, const float* dy, const float* x, const float* 
       }
       for (int64_t j = 0; j < c * k; ++j) s[j] = q[j] = 0.0f;
       constexpr int64_t kSaved = kMask == Relu::kSaved;
-      reduce_rows<kMask>(rows / k, c * k, stride, dy + at, x + at, kSaved ? y + at : y, f, s, q);
-      reduce_rows<kMask>(rows % k, c, cut.c, dy + rest, x + rest, kSaved ? y + rest : y, f, s, q);
+      reduce_rows<kMask>(rows / k, c * k, stride, far, dy + at, x + at, kSaved ? y + at : y, f, s, q);
+      reduce_rows<kMask>(rows % k, c, cut.c, false, dy + rest, x + rest, kSaved ? y + rest : y, f, s, q);
       double* mine = part + i * cut.c * 2 + c0;
       fold(s, c, k, mine);
       fold(q, c, k, mine + cut.c);
@@ -229,6 +246,7 @@ struct Sums {
 template <Relu kMask, bool kResidual>
 void backward_apply_as(const RowCut& cut, const float* dy, const float* x, const float* y, const Sums& sums,
                        float* dresidual, float* dx) {
+  const bool far = is_far(cut);
   backwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
       // dx = scale dy + slope (x - shift) + add
@@ -252,6 +270,11 @@ void backward_apply_as(const RowCut& cut, const float* dy, const float* x, const
       repeat(slope, c, cut.copies);
       repeat(add, c, cut.copies);
       for_rows(cut, first, rows, c0, c, [&](int64_t at, int64_t w) {
+        if (far) {
+          ask<0>(dy + at + kAhead * w, w);
+          ask<0>(x + at + kAhead * w, w);
+          ask<1>(dx + at + kAhead * w, w);
+        }
 #pragma GCC ivdep
         for (int64_t j = 0; j < w; ++j) {
           const float saved = kMask == Relu::kSaved ? y[at + j] : 0.0f;
