@@ -20,6 +20,7 @@ FAMILIES = (
     "train",
     "infer",
     "ranks",
+    "plan",
     "memory",
     "allreduce",
     "work",

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
     from medmpi.parallel.plan import Network, Prediction
     from medmpi.train.options import Options
-    from medmpi.train.planning import Run, Survey
+    from medmpi.train.planning import Run
+    from medmpi.train.survey import Survey
 
 _FAR = "1.5,12.5"  # InfiniBand HDR as an MPI program sees it: microseconds, GB/s
 
@@ -72,7 +73,8 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
     from medmpi.parallel.plan import choose, shapes
     from medmpi.train.failure import together
     from medmpi.train.job import network_of, open_data, settle
-    from medmpi.train.planning import accuracy, forecast, node_memory, run_plan, survey, table
+    from medmpi.train.planning import accuracies, forecast, node_memory, run_plan, table
+    from medmpi.train.survey import survey
 
     dataset = together(world, lambda: open_data(options))
     options = settle(options, dataset.task, len(dataset.splits["train"]))
@@ -85,7 +87,7 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
             print(line, flush=True)
 
     say(f"measuring {options.model}, {image[0]}x{image[1]}x{image[2]}, batch {batch}, on {world.size} ranks ...")
-    found = survey(model, image, batch, world)
+    found = survey(model, image, batch, world, whole_batch=options.sync_batchnorm)
     _describe(found, say)
     memory = mine.memory * 2**30 if mine.memory else node_memory() / world.local_size
     smaller = list(range(1, world.size + 1)) if mine.verify else [world.size]
@@ -104,8 +106,7 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
     for line in table(every, runs, batch, memory):
         say(line)
     if runs:
-        score = accuracy([every[i].seconds / run.speed for i, run in runs.items()], [r.seconds for r in runs.values()])
-        say(f"accuracy of {len(runs)} predictions: {score:.2%} on average (1 - mean relative error)")
+        say("\n".join(accuracies([every[i] for i in runs], list(runs.values()))))
         slow, fast = (f(run.speed for run in runs.values()) for f in (min, max))
         say(f"speed of this machine meanwhile: {slow:.2f} to {fast:.2f} of what it was when it was surveyed")
     best = choose([p for p in every if p.replicas * p.stages == world.size], memory)
@@ -151,13 +152,10 @@ def _best_at(
 
 def _describe(found: Survey, say: Callable[[str], None]) -> None:
     n, m = found.network, found.machine
-    each = sum(c.forward_each + c.backward_each for c in found.costs)
-    fixed = sum(c.forward_fixed + c.backward_fixed for c in found.costs)
+    sizes = found.costs[0].images
+    passes = ", ".join(f"{size:.0f}: {sum(c.seconds(size) for c in found.costs) * 1e3:.1f} ms" for size in sizes)
     total = sum(c.parameter_bytes for c in found.costs)
-    say(
-        f"layers: {len(found.costs)}, {each * 1e3:.2f} ms an image and {fixed * 1e3:.2f} ms a pass, "
-        f"{total / 2**20:.1f} MiB of parameters"
-    )
+    say(f"layers: {len(found.costs)}, {total / 2**20:.1f} MiB of parameters; a pass of images: {passes}")
     say(
         f"ranks: messages {n.latency * 1e6:.1f} us, {n.bandwidth / 1e9:.2f} GB/s; a meeting {n.meeting * 1e6:.1f} us;"
         f" sums {n.sum_bandwidth / 1e9:.2f} GB/s; all ranks busy: {m.crowding[-1]:.2f} times slower"

@@ -6,6 +6,7 @@ through stages are simulated; sums of gradients, messages and batch statistics f
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,16 +22,16 @@ Task: TypeAlias = tuple[float, Event | None, Event | None]  # seconds, what it w
 
 @dataclass(frozen=True)
 class LayerCost:
-    """Seconds of a node: ``fixed`` a pass plus ``each`` an image; bytes of parameters, and per image of values kept.
+    """Seconds of a node's passes of so many ``images``, ascending; in between and beyond along straight lines.
 
-    ``sends`` are the bytes per image alive before the node; ``meets``: it normalises over the whole batch.
+    Bytes of parameters, and per image of values kept; ``sends`` are the bytes per image alive before the node;
+    ``meets``: it normalises over the whole batch.
     """
 
     name: str
-    forward_fixed: float
-    forward_each: float
-    backward_fixed: float
-    backward_each: float
+    images: tuple[float, ...]
+    forward_seconds: tuple[float, ...]
+    backward_seconds: tuple[float, ...]
     parameter_bytes: int
     kept_bytes: int
     sends: int
@@ -42,11 +43,20 @@ class LayerCost:
 
     def forward(self, images: float) -> float:
         """Seconds of a forward pass."""
-        return self.forward_fixed + self.forward_each * images
+        return along(self.images, self.forward_seconds, images)
 
     def backward(self, images: float) -> float:
         """Seconds of a backward pass."""
-        return self.backward_fixed + self.backward_each * images
+        return along(self.images, self.backward_seconds, images)
+
+
+def along(xs: Sequence[float], ys: Sequence[float], x: float) -> float:
+    """The value at ``x`` of straight lines through the points, or through the only one and 0; never below 0."""
+    if len(xs) == 1:
+        return ys[0] * x / xs[0]
+    i = min(max(bisect(xs, x), 1), len(xs) - 1)
+    slope = (ys[i] - ys[i - 1]) / (xs[i] - xs[i - 1])
+    return max(ys[i - 1] + slope * (x - xs[i - 1]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -88,18 +98,33 @@ class Network:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured of the ranks: with k + 1 of a node busy, each is ``crowding[k]`` times slower than alone."""
+    """What was measured of a node's ranks, entry k for k + 1 of them at once.
+
+    ``crowding``: how many times slower a pass is than alone; ``update``: seconds per byte of parameters to update what
+    so many ranks share; ``overhead``: seconds of a step beside passes, sums and update. ``staged``: how many times
+    slower the passes of a stage are, without and with micro-batches that meet: memory is not planned there.
+    """
 
     crowding: tuple[float, ...]
-    overhead: float  # of a step, seconds
-    update: float  # of the optimizer, seconds per byte of parameters
+    overhead: float
+    update: tuple[float, ...]
+    staged: tuple[float, float] = (1.0, 1.0)
 
     def slowdown(self, busy: float) -> float:
-        """The factor with so many busy ranks in a node, between what was measured."""
-        at = min(max(busy - 1, 0.0), len(self.crowding) - 1)
-        low = int(at)
-        high = min(low + 1, len(self.crowding) - 1)
-        return self.crowding[low] + (at - low) * (self.crowding[high] - self.crowding[low])
+        """How much slower a pass is with so many busy ranks in a node."""
+        return _entry(self.crowding, busy)
+
+    def updating(self, size: float, replicas: int) -> float:
+        """Seconds to update parameters of ``size`` bytes that so many ranks of a node hold together."""
+        return _entry(self.update, replicas) * size
+
+
+def _entry(values: Sequence[float], count: float) -> float:
+    """Between what was measured; beyond it the last."""
+    at = min(max(count - 1, 0.0), len(values) - 1)
+    low = int(at)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (at - low) * (values[high] - values[low])
 
 
 @dataclass(frozen=True)
@@ -142,6 +167,7 @@ def predict(
         raise ValueError(f"predict: {replicas} replicas share {batch} images, expected one each at least")
     images = ceil(batch / replicas)
     pieces = min(pieces, images)
+    shape = replicas, stages, pieces
     each = images / pieces
     if cuts is None:
         send = [2 * network.transfer(c.sends * each) for c in costs]
@@ -152,13 +178,16 @@ def predict(
     joint = whole_batch and any(c.meets for c in costs)
     together = (joint and pieces > 1) or schedule == "gpipe"
     meet = network.meet(replicas) if joint else 0.0
-    in_turn = stages if pieces > 1 and not joint else 1  # stages of a replica that compute at a time
-    slow = machine.slowdown(min(replicas * min(in_turn, pieces), network.node_size))
+    slow = machine.slowdown(min(_at_once(shape, joint), network.node_size))
+    if stages > 1:
+        slow *= machine.staged[joint and pieces > 1]
     transfers = [0.0, *(network.transfer(costs[cut].sends * each) for cut in cuts)]
     work = [_tasks(part, s, stages, pieces, each, slow, meet, joint, together) for s, part in enumerate(parts)]
     span = _simulate(work, transfers)
     sums = max(network.sum(sum(c.parameter_bytes for c in part), replicas) for part in parts)
-    update = machine.update * max(sum(c.parameter_bytes for c in part) for part in parts)
+    update = machine.updating(
+        max(sum(c.parameter_bytes for c in part) for part in parts), min(replicas, network.node_size)
+    )
     meetings = sum(2 * meet for c in costs if c.meets) if stages == 1 or pieces == 1 else 0.0
     alone = machine.overhead * slow + (network.meet(stages) if stages > 1 else 0.0)
     held = [pieces if together else min(stages - s, pieces) for s in range(stages)]
@@ -170,6 +199,18 @@ def predict(
     seconds = span + sums + update + alone
     communicate = sums + meetings + sum(2 * pieces * t for t in transfers) / max(1, stages)
     return Prediction(replicas, stages, pieces, tuple(cuts), seconds, compute, communicate, memory)
+
+
+def _at_once(shape: tuple[int, int, int], joint: bool) -> int:
+    """How many ranks of a shape compute at a time: stages that need the whole batch do so in turn."""
+    replicas, stages, pieces = shape
+    return replicas * (1 if joint else min(stages, pieces))
+
+
+def busy(plan: Prediction, costs: Sequence[LayerCost], whole_batch: bool) -> int:
+    """How many ranks compute at a time."""
+    joint = whole_batch and any(c.meets for c in costs)
+    return _at_once((plan.replicas, plan.stages, plan.micro_batches), joint)
 
 
 def _tasks(

@@ -11,10 +11,11 @@ from .plan import Network
 from .world import World
 
 _SMALL, _LARGE, _ROUNDS, _CALLS = 8, 8 << 20, 5, 21  # bytes, bytes, times, times
+_LEAST, _MOST = 1 << 18, 1 << 27  # bytes of gradients
 
 
-def probe(world: World) -> Network:
-    """Times messages between ranks 0 and 1, sums of a few numbers and sums of gradients over all ranks. Collective.
+def probe(world: World, gradients: int = _LARGE) -> Network:
+    """Times messages between ranks 0 and 1, sums of a few numbers and of gradients of so many bytes. Collective.
 
     With ranks on several nodes, messages between the first and the last node give what crosses nodes. Alone, a rank has
     nothing to measure and gets the figures of a usual machine.
@@ -26,10 +27,11 @@ def probe(world: World) -> Network:
     far = (usual.far_latency, usual.far_bandwidth)
     if world.nodes > 1:
         far = _link(world, 0, world.node_ranks[-1][0])
-    tiny, gradients = np.zeros(8), world.allocate(_LARGE // 4)
+    size = min(max(gradients, _LEAST), _MOST)  # as large as they are: what fits the caches is summed faster
+    tiny, large = np.zeros(8), world.allocate(size // 4)
     meeting = _typical(world, lambda: world.sum(tiny))
-    summed = _typical(world, lambda: world.sum(gradients))
-    figures = (latency, bandwidth, meeting, _LARGE / max(summed - meeting, summed / 10), world.local_size, *far)
+    summed = _typical(world, lambda: world.sum(large))
+    figures = (latency, bandwidth, meeting, size / max(summed - meeting, summed / 10), world.local_size, *far)
     latency, bandwidth, meeting, sums, size, far_latency, far_bandwidth = world.broadcast(figures)
     return Network(latency, bandwidth, meeting, sums, int(size), far_latency, far_bandwidth)
 

@@ -1,9 +1,10 @@
-"""Measures a network on this machine, and plans and checks how to spread it over ranks."""
+"""Plans how to spread a network over ranks, and checks the plan by running it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,34 +12,14 @@ import numpy as np
 
 from medmpi import kernels as K
 from medmpi import nn, parallel
-from medmpi.nn.measure import measure
-from medmpi.parallel.plan import LayerCost, Machine, Network, Prediction, choose, predict, shapes
-from medmpi.parallel.probe import probe
+from medmpi.parallel.plan import Prediction, busy, choose, predict, shapes
 from medmpi.train.failure import USAGE, Failure
 from medmpi.train.options import Options
 from medmpi.train.split import make_pipeline
+from medmpi.train.survey import Survey, random_batch, survey, usual
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
-
-_IMAGES = (2, 16)  # batches that are measured: the difference is what an image costs
-_VALUES = 1 << 27  # bytes of the largest value that is measured
-
-
-def _usual(times: Sequence[float]) -> float:
-    """The lower quartile: what it takes when nobody else wants the machine, without trusting one lucky run."""
-    return float(np.quantile(list(times), 0.25))
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What was measured: layers, network, machine; ``images`` of a step that took ``reference`` seconds on rank 0."""
-
-    costs: list[LayerCost]
-    network: Network
-    machine: Machine
-    images: int
-    reference: float
 
 
 @dataclass(frozen=True)
@@ -47,135 +28,6 @@ class Run:
 
     seconds: float
     speed: float
-
-
-def survey(model: nn.Graph, image: tuple[int, int, int], batch: int, world: World) -> Survey:
-    """Measures the layers of ``model`` alone and on all ranks at once, a whole step, and the network. Collective."""
-    sizes = model.shapes((1, *image))
-    largest = max(4 * int(np.prod(size)) for size in sizes)
-    high = max(1, min(_IMAGES[1], batch, _VALUES // largest))
-    low = max(1, min(_IMAGES[0], high // 2))
-    costs: list[LayerCost] = []
-    overhead = update = 0.0
-    if world.rank == 0:
-        costs, overhead, update = _alone(model, image, low, high)
-    costs, overhead, update = world.broadcast((costs, overhead, update), operation="measure layers")
-    crowding = _crowding(model, image, high, world)
-    now = reference(model, image, high, world)
-    return Survey(costs, probe(world), Machine(crowding, overhead, update), high, now)
-
-
-def reference(model: nn.Graph, image: tuple[int, int, int], n: int, world: World) -> float:
-    """Seconds of a forward and backward pass of ``n`` images on rank 0 now, while the other ranks wait. Collective."""
-    seconds = 0.0
-    if world.rank == 0:
-        nn.Parameters(model)
-        x, labels = _random_batch(model, image, n)
-        took = []
-        for _ in range(6):
-            start = time.perf_counter()
-            (logits,), saved = model.forward(x, context=nn.Context())
-            _, dlogits = nn.CrossEntropy()(logits, labels)
-            model.backward((dlogits,), saved)
-            took.append(time.perf_counter() - start)
-        seconds = _usual(took[1:])
-    return world.broadcast(seconds, operation="time a reference step")
-
-
-def _alone(model: nn.Graph, image: tuple[int, int, int], low: int, high: int) -> tuple[list[LayerCost], float, float]:
-    """Layers, seconds of a step beside them, and seconds per byte of the optimizer, on an otherwise idle machine."""
-    sizes = model.shapes((1, *image))
-    small = measure(model, (low, *image)) if low < high else None
-    large = measure(model, (high, *image))
-    factor, overhead, update = _whole(model, image, high, sum(c.seconds for c in large))
-    costs = []
-    for i, cost in enumerate(large):
-        (forward, forward_each), (backward, backward_each) = (
-            _line(getattr(small[i], name) if small else None, getattr(cost, name), low, high)
-            for name in ("forward", "backward")
-        )
-        costs.append(
-            LayerCost(
-                cost.name,
-                forward * factor,
-                forward_each * factor,
-                backward * factor,
-                backward_each * factor,
-                cost.parameter_bytes,
-                (cost.output_bytes + cost.saved_bytes) // high,
-                4 * sum(int(np.prod(sizes[v])) for v in model.live(i)),
-                isinstance(model.nodes[i].layer, nn.BatchNorm2d) and not model.nodes[i].layer.frozen,
-            )
-        )
-    return costs, overhead, update
-
-
-def _line(first: float | None, second: float, low: int, high: int) -> tuple[float, float]:
-    """Seconds of a pass and of an image from the times of two batches; neither below 0."""
-    if first is None:
-        return 0.0, second / high
-    each = min(max((second - first) / (high - low), 0.0), second / high)
-    return second - each * high, each
-
-
-def _whole(model: nn.Graph, image: tuple[int, int, int], n: int, layers: float) -> tuple[float, float, float]:
-    """How much slower layers are within a step than alone, what else a step takes, and the optimizer per byte."""
-    parameters = nn.Parameters(model)
-    optimizer = nn.SGD(parameters, lr=1e-6, momentum=0.9)
-    x, labels = _random_batch(model, image, n)
-    arena = K.Arena()
-    passes, others, updates = [], [], []
-    for _ in range(8):
-        start = time.perf_counter()
-        parameters.zero_grad()
-        began = time.perf_counter()
-        with arena:
-            (logits,), saved = model.forward(x, context=nn.Context())
-            middle = time.perf_counter()
-            _, dlogits = nn.CrossEntropy()(logits, labels)
-            after = time.perf_counter()
-            model.backward((dlogits,), saved)
-            del logits, saved, dlogits
-        end = time.perf_counter()
-        nn.optim.gradient_norm(parameters)
-        optimizer.step()
-        done = time.perf_counter()
-        passes.append(end - began - (after - middle))
-        others.append(after - middle)
-        updates.append(done - end + began - start)
-    factor = _usual(passes[2:]) / layers if layers else 1.0
-    return factor, _usual(others[2:]), _usual(updates[2:]) / max(parameters.value.nbytes, 1)
-
-
-def _crowding(model: nn.Graph, image: tuple[int, int, int], n: int, world: World) -> tuple[float, ...]:
-    """How much slower a rank of this node computes when 1, 2, ... of them do."""
-    parameters = nn.Parameters(model)
-    x, labels = _random_batch(model, image, n)
-    arena, found = K.Arena(), []
-    counts = sorted({1, *(2**k for k in range(1, 12) if 2**k < world.local_size), world.local_size})
-    for busy in counts:
-        took = []
-        for _ in range(6):
-            world.barrier("measure crowding")
-            start = time.perf_counter()
-            if world.local_rank < busy:
-                with arena:
-                    (logits,), saved = model.forward(x, context=nn.Context())
-                    _, dlogits = nn.CrossEntropy()(logits, labels)
-                    model.backward((dlogits,), saved)
-                    del logits, saved, dlogits
-            took.append(time.perf_counter() - start)
-        slowest = max(_usual(t) for t in world.allgather(took[1:]))
-        found.append(slowest)
-    parameters.zero_grad()
-    factors = [max(1.0, seconds / found[0]) for seconds in found]
-    return tuple(float(np.interp(k, counts, factors)) for k in range(1, world.local_size + 1))
-
-
-def _random_batch(model: nn.Graph, image: tuple[int, int, int], n: int) -> tuple[Any, Any]:
-    rng = np.random.default_rng(0)
-    shape = model.output_shape((n, *image))
-    return rng.standard_normal((n, *image), np.float32), rng.integers(0, shape[-1], shape[:-1])
 
 
 def copies_of(options: Options) -> float:
@@ -201,69 +53,71 @@ def run_plan(
     found: Survey,
     steps: int,
 ) -> Run:
-    """Real steps of that shape on the first ranks of ``world`` (the lower quartile of their times). Collective.
+    """Real steps of that shape on the first ranks of ``world`` (the median of their times). Collective.
 
-    Random images, SGD with momentum. A shared machine is now faster, now slower: a step on one rank is timed before and
-    after, for the speed of that moment.
+    Random images, SGD with momentum. A shared machine is now faster, now slower: passes of as many ranks as compute at
+    a time are timed before and after, for the speed of that moment.
     """
     ranks = plan.replicas * plan.stages
-    before = reference(make(), image, found.images, world)
     part = world.split(0 if world.rank < ranks else 1)
-    took: list[float] = []
-    if world.rank < ranks:
-        took = _steps(make(), image, batch, options, plan, part, steps)
+    trial = Trial(make(), image, batch, options, plan, part) if world.rank < ranks else None
+
+    def run() -> float:
+        took = [] if trial is None else [trial.step() for _ in range(steps)]
+        slowest = [times for times in world.allgather(took) if times]
+        return usual([max(column) for column in zip(*slowest, strict=True)])
+
+    for _ in range(3):  # the first ones meet cold caches, and the arena's plan is made
+        if trial is not None:
+            trial.step()
+    seconds, speed = found.pace.steady(run, busy(plan, found.costs, options.sync_batchnorm))
+    if trial is not None:
+        trial.close()
     part.close()
-    slowest = [t for t in world.allgather(took) if t]
-    after = reference(make(), image, found.images, world)
-    seconds = _usual([max(column) for column in zip(*slowest, strict=True)])
-    return Run(seconds, 2 * found.reference / (before + after))
+    return Run(seconds, speed)
 
 
-def _steps(
-    model: nn.Graph,
-    image: tuple[int, int, int],
-    batch: int,
-    options: Options,
-    plan: Prediction,
-    world: World,
-    steps: int,
-) -> list[float]:
-    grid = parallel.Grid(world, stages=plan.stages)
-    settings = replace(options, stages=plan.stages, micro_batches=plan.micro_batches)
-    graph, pipeline = make_pipeline(settings, model, list(plan.cuts), image, grid, 1, None)
-    parameters = nn.Parameters(graph, allocate=grid.data.allocate)
-    optimizer = nn.SGD(parameters, lr=1e-6, momentum=0.9)
-    update = parallel.NodeUpdate(parameters, optimizer, grid.data)
-    buckets = parallel.GradientBuckets(parameters, grid.data)
-    joint = options.sync_batchnorm and (grid.data.size > 1 or pipeline.micro_batches > 1)
-    context = nn.Context(statistics=parallel.RankStatistics(grid.data) if joint else None)
-    first, stop = (batch * r // grid.replicas for r in (grid.replica, grid.replica + 1))
-    x, labels = _random_batch(model, image, stop - first)
-    criterion, total = nn.CrossEntropy(), float(np.prod(model.output_shape((batch, *image))[:-1]))
+class Trial:
+    """Training steps of a shape, on its ranks."""
 
-    def loss(rows: slice, logits: Any) -> Any:
-        return criterion(logits, labels[rows], denominator=total)[1]
+    def __init__(
+        self, model: nn.Graph, image: tuple[int, int, int], batch: int, options: Options, plan: Prediction, world: World
+    ) -> None:
+        self._world, self._grid = world, parallel.Grid(world, stages=plan.stages)
+        settings = replace(options, stages=plan.stages, micro_batches=plan.micro_batches)
+        graph, self._pipeline = make_pipeline(settings, model, list(plan.cuts), image, self._grid, 1, None)
+        data = self._grid.data
+        self._parameters = nn.Parameters(graph, allocate=data.allocate)
+        self._update = parallel.NodeUpdate(self._parameters, nn.SGD(self._parameters, lr=1e-6, momentum=0.9), data)
+        self._buckets = parallel.GradientBuckets(self._parameters, data)
+        joint = options.sync_batchnorm and (data.size > 1 or self._pipeline.micro_batches > 1)
+        self._context = nn.Context(statistics=parallel.RankStatistics(data) if joint else None)
+        first, stop = (batch * r // self._grid.replicas for r in (self._grid.replica, self._grid.replica + 1))
+        self._x, self._labels = random_batch(model, image, stop - first)
+        self._total = np.array([float(np.prod(model.output_shape((batch, *image))[:-1]))])
+        self._criterion = nn.CrossEntropy()
+        self._arena = K.Arena() if plan.stages == 1 else nullcontext()
 
-    arena = K.Arena()
-    took = []
-    for turn in range(steps + 3):
-        world.barrier("step")
+    def _loss(self, rows: slice, logits: Any) -> Any:
+        return self._criterion(logits, self._labels[rows], denominator=self._total)[1]
+
+    def step(self) -> float:
+        """Seconds of a step."""
+        self._world.barrier("step")
         start = time.perf_counter()
-        parameters.zero_grad()
-        if plan.stages == 1:
-            with arena:
-                pipeline.step(x, len(x), context, loss, buckets.done)
-        else:
-            pipeline.step(x, len(x), context, loss, buckets.done)
-        buckets.finish()
-        world.sum(np.array([nn.optim.gradient_norm(parameters)]))
-        update.step()
-        if turn >= 3:  # the first ones meet cold caches, and the arena's plan is made
-            took.append(time.perf_counter() - start)
-    for part in (grid.data, grid.pipe):
-        if part is not None and part is not world:
-            part.close()
-    return took
+        self._parameters.zero_grad()
+        with self._arena:
+            self._pipeline.step(self._x, len(self._x), self._context, self._loss, self._buckets.done)
+        self._buckets.finish()
+        nn.optim.gradient_norm(self._parameters)
+        self._update.step()
+        return time.perf_counter() - start
+
+    def close(self) -> None:
+        """Lets go of the parts' communicators."""
+        for part in (self._grid.data, self._grid.pipe):
+            if part is not None and part is not self._world:
+                part.close()
 
 
 def node_memory() -> float:
@@ -279,11 +133,12 @@ def planned(options: Options, model: nn.Graph, image: tuple[int, int, int], worl
     A machine shared with others measures differently every time: the choice is in the run folder's config.toml, and a
     resumed run takes it from there.
     """
-    found = survey(model, image, options.batch_size, world)
+    found = survey(model, image, options.batch_size, world, whole_batch=options.sync_batchnorm)
     every = [
         forecast(found, options, options.batch_size, shape)
         for shape in shapes(world.size, options.batch_size, len(model), options.sync_batchnorm)
     ]
+    found.pace.close()
     best = world.broadcast(choose(every, node_memory() / world.local_size), operation="choose a plan")
     if best is None:
         raise Failure(
@@ -314,7 +169,18 @@ def table(predictions: Sequence[Prediction], runs: dict[int, Run], batch: int, m
     return lines
 
 
-def accuracy(predicted: Sequence[float], measured: Sequence[float]) -> float:
-    """1 - the mean relative error, as the oracle of Kahira et al. states it."""
-    errors = [abs(p - m) / m for p, m in zip(predicted, measured, strict=True)]
+def accuracy(predictions: Sequence[Prediction], runs: Sequence[Run]) -> float:
+    """1 - the mean relative error, as the oracle of Kahira et al. states it, at the machine's speed of each run."""
+    errors = [abs(p.seconds / r.speed - r.seconds) / r.seconds for p, r in zip(predictions, runs, strict=True)]
     return 1 - sum(errors) / len(errors)
+
+
+def accuracies(predictions: Sequence[Prediction], runs: Sequence[Run]) -> list[str]:
+    """Lines that tell the accuracy over all shapes and of data parallelism alone."""
+    lines = [
+        f"accuracy of {len(runs)} predictions: {accuracy(predictions, runs):.2%} on average (1 - mean relative error)"
+    ]
+    pairs = [(p, r) for p, r in zip(predictions, runs, strict=True) if p.stages == 1 and p.replicas > 1]
+    if pairs:
+        lines.append(f"of data parallelism alone ({len(pairs)}): {accuracy(*zip(*pairs, strict=True)):.2%}")
+    return lines
