@@ -60,8 +60,8 @@ MEDMPI_INLINE void walk_rows(const Walk& k, Channels<Full> channels, int64_t c, 
 }
 
 /// y = the 3x3 walk over x; `turned`: with the filter rotated by half a turn.
-void walk(const Walk& k, int64_t images, const float* x, const float* weight, bool turned, const Epilogue& e,
-          float* y) {
+void walk(const Walk& k, int64_t stride, int64_t images, const float* x, const float* weight, bool turned,
+          const Epilogue& e, float* y) {
   const int64_t pairs = (k.oh + 1) / 2;
   const bool far = is_far(images * k.h * k.w * k.c);
 #pragma omp parallel for schedule(static)
@@ -69,8 +69,8 @@ void walk(const Walk& k, int64_t images, const float* x, const float* weight, bo
     const int64_t n = item / pairs, i = item % pairs * 2;
     const float* const image = x + n * k.h * k.w * k.c;
     float* const out = y + n * k.oh * k.ow * k.c;
-    if (far || k.c >= kTileChannels)
-      depthwise_tile_rows(k, i, far, image, weight, turned, e.bias, e.relu, out);
+    if (stride == 2 || far || k.c >= kTileChannels)
+      depthwise_tile_rows(k, stride, i, far, image, weight, turned, e.bias, e.relu, out);
     else
       for_channels(k.c, [&](int64_t c, auto channels) {
         Vec tap[9];
@@ -158,8 +158,10 @@ void rows_weight(const Conv2dShape& g, int64_t i0, int64_t i1, const float* imag
 
 void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const int64_t oh = g.out_h(), ow = g.out_w();
-  if (is_plain_3x3(g)) return walk({g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left}, g.n, x, weight, false, e, y);
-  if (is_depthwise_stride2(g)) return depthwise_stride2_forward(g, x, weight, e, y);
+  const bool stride2 = is_depthwise_stride2(g);
+  if (is_plain_3x3(g) || (stride2 && (is_far(g.n * g.h * g.w * g.c) || g.c >= kTileChannels)))
+    return walk({g.h, g.w, g.c, oh, ow, g.pad_top, g.pad_left}, g.stride_h, g.n, x, weight, false, e, y);
+  if (stride2) return depthwise_stride2_forward(g, x, weight, e, y);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * oh; ++line) {
     const int64_t n = line / oh, top = line % oh * g.stride_h - g.pad_top;
@@ -187,8 +189,8 @@ void depthwise_forward(const Conv2dShape& g, const float* x, const float* weight
 void depthwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
   const int64_t oh = g.out_h(), ow = g.out_w();
   if (is_plain_3x3(g))
-    return walk({oh, ow, g.c, g.h, g.w, 2 - g.pad_top, 2 - g.pad_left}, g.n, dy, weight, true, {bias, false, nullptr},
-                dx);
+    return walk({oh, ow, g.c, g.h, g.w, 2 - g.pad_top, 2 - g.pad_left}, 1, g.n, dy, weight, true,
+                {bias, false, nullptr}, dx);
   if (is_depthwise_stride2(g)) return depthwise_stride2_backward_data(g, dy, weight, bias, dx);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * g.h; ++line) {
@@ -227,12 +229,12 @@ void depthwise_backward_weight(const Conv2dShape& g, const float* dy, const floa
       const float *image = x + n * g.h * g.w * g.c, *grad = dy + n * oh * ow * g.c;
       float* const mine = sums + item * size;
       std::memset(mine, 0, sizeof(float) * static_cast<size_t>(size));
-      if (is_plain_3x3(g) && far)
-        depthwise_tile_weight(k, i0, i1, image, grad, mine);
+      if (far && (is_plain_3x3(g) || is_depthwise_stride2(g)))
+        depthwise_tile_weight(k, g.stride_h, i0, i1, image, grad, mine);
       else if (is_plain_3x3(g))
         walk_weight(k, i0, i1, image, grad, mine);
       else if (is_depthwise_stride2(g))
-        depthwise_stride2_weight_rows(k, i0, i1, far, image, grad, mine);
+        depthwise_stride2_weight_rows(k, i0, i1, image, grad, mine);
       else
         rows_weight(g, i0, i1, image, grad, mine);
     }

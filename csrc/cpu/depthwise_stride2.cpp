@@ -54,14 +54,10 @@ MEDMPI_INLINE Columns<Full> columns_of(const Walk& k, Channels<Full> channels, i
 void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
   const Walk k{g.h, g.w, g.c, g.out_h(), g.out_w(), g.pad_top, g.pad_left};
   const Inner inner = inner_columns(k);
-  const bool far = is_far(g.n * g.h * g.w * g.c);
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < g.n * k.oh; ++line) {
     const int64_t n = line / k.oh, i = line % k.oh;
     const float* const image = x + n * k.h * k.w * k.c;
-    // what the next row of outputs adds: two rows, and the row itself
-    const float* const next_rows = image + (2 * i + 3 - k.top) * k.w * k.c;
-    float* const next_y = y + (line + 1) * k.ow * k.c;
     for_channels(k.c, [&](int64_t c, auto channels) {
       Vec tap[9];
       load_taps(weight + c, k.c, [&](const float* p) { return channels.get(p); }, tap);
@@ -75,10 +71,6 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
         const int64_t q = 2 * j - k.left;
         columns.get(q + 1, inside, a);
         columns.get(q + 2, inside, b);
-        if (inside && far) {
-          fetch<4 * kLanes, 0>(next_rows + c * 2 * k.w + j * 4 * kLanes);
-          fetch<kLanes, 1>(next_y + c * k.ow + j * kLanes);
-        }
         Vec sum =
             (carry + a[0] * tap[1] + a[1] * tap[4] + a[2] * tap[7]) + (b[0] * tap[2] + b[1] * tap[5] + b[2] * tap[8]);
         carry = start + b[0] * tap[0] + b[1] * tap[3] + b[2] * tap[6];
@@ -143,7 +135,7 @@ void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, cons
   }
 }
 
-void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, bool far, const float* image, const float* dy,
+void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, const float* image, const float* dy,
                                    float* sums) {
   const Inner inner = inner_columns(k);
   for (int64_t i = i0; i < i1; ++i)
@@ -156,10 +148,6 @@ void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, bool f
         const int64_t q = 2 * j - k.left;
         columns.get(q + 1, inside, b);
         columns.get(q + 2, inside, d);
-        if (inside && far) {
-          fetch<4 * kLanes, 0>(image + (2 * i + 3 - k.top) * k.w * k.c + c * 2 * k.w + j * 4 * kLanes);
-          fetch<kLanes, 0>(dy + (i + 1) * k.ow * k.c + c * k.ow + j * kLanes);
-        }
         const Vec g = channels.get(grad);
 #pragma GCC unroll 3
         for (int r = 0; r < 3; ++r) {

@@ -14,8 +14,8 @@ void depthwise_stride2_forward(const Conv2dShape& g, const float* x, const float
 /// dx = conv^T(dy, weight) + bias; bias may be null.
 void depthwise_stride2_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
                                      float* dx);
-/// Output rows [i0, i1) of one image: sums[9][c] += the products with x. `far`: both come from memory.
-void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, bool far, const float* image, const float* dy,
+/// Output rows [i0, i1) of one image: sums[9][c] += the products with x.
+void depthwise_stride2_weight_rows(const Walk& k, int64_t i0, int64_t i1, const float* image, const float* dy,
                                    float* sums);
 
 }  // namespace medmpi::MEDMPI_ISA
