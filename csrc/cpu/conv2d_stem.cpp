@@ -98,9 +98,10 @@ struct Layout {
 };
 
 Layout layout_of(const Conv2dShape& g) {
-  const int64_t period = g.stride_w * g.c;
-  // a vector of outputs may end beyond the last one
-  return {period, ceil_div(g.out_w(), kWide) * kWide + (g.s * g.c - 1) / period, g.pad_left * g.c};
+  const int64_t period = g.stride_w * g.c, shift = g.pad_left * g.c;
+  // a vector of outputs may end beyond the last one, and so may the image
+  const int64_t outputs = ceil_div(g.out_w(), kWide) * kWide + (g.s * g.c - 1) / period;
+  return {period, larger(outputs, ceil_div(shift + g.w * g.c, period)), shift};
 }
 
 /// For each tap how far from an output's place in packed rows it lies.
