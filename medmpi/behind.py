@@ -91,7 +91,10 @@ class WriteBehind:
                     temporary = temporary_name(path)
                     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
                     opened.append((number, temporary))
-                    _write_all(number, content)
+                    try:
+                        _write_all(number, content)
+                    except OSError as error:
+                        raise OSError(error.errno, error.strerror, str(path)) from None
                     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, without waiting
             for number, _ in opened:
                 os.fsync(number)

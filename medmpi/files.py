@@ -37,6 +37,9 @@ def sync_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Makes or replaces a file in one step; text as UTF-8. OSError where it cannot be, and no half file is left."""
+    """Makes or replaces a file in one step. OSError where it cannot be, and no half file is left.
+
+    Text becomes UTF-8; bytes of file names that are none, which Python keeps as lone surrogates, are written out.
+    """
     with replacing(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,6 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean '{close[0]}'?" if close else f", expected one of {', '.join(COMMANDS)}"
         print(f"medmpi: error: unknown command '{words[0]}'{hint}", file=sys.stderr)
         return 2
-    command = importlib.import_module(COMMANDS[words[0]][0])
-    code: int = command.main(words[1:])
+    try:
+        command = importlib.import_module(COMMANDS[words[0]][0])
+        code: int = command.main(words[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("medmpi: error: interrupted", file=sys.stderr)
+        return 130
     return code

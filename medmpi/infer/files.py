@@ -127,6 +127,8 @@ def _finish(out: Path, predictor: Predictor, items: list[Item], fresh: int, seco
         "checkpoint": str(predictor.file),
         "task": predictor.spec.task,
         "classes": list(predictor.classes),
+        "temperature": predictor.decision.temperature,
+        "threshold": predictor.decision.threshold,
         "files": len(items),
         "bad": len(bad),
         "ranks": ranks,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from medmpi.infer.options import Options, build_parser, parse
 from medmpi.train.main import launch
 
 if TYPE_CHECKING:
+    from medmpi.infer.predictor import Predictor
     from medmpi.parallel import World
 
 
@@ -31,13 +32,19 @@ def run(options: Options, world: World) -> None:
     if options.threads is not None:
         K.set_threads(options.threads)
     say = printer(world, quiet=options.quiet)
-    predictor = together(world, lambda: Predictor(options.run, options.checkpoint))
+    predictor = together(
+        world,
+        lambda: Predictor(
+            options.run, options.checkpoint, temperature=options.temperature, threshold=options.threshold
+        ),
+    )
     h, w = predictor.spec.image_size
     say(
         f"medmpi infer {__version__}: {predictor.spec.name} for {predictor.spec.task} of {h}x{w}x"
         f"{predictor.spec.channels} into {len(predictor.classes)} classes, {predictor.file}; "
         f"{world.size} rank{'s' * (world.size > 1)}, {K.threads()} thread{'s' * (K.threads() > 1)} each"
     )
+    say_decision(predictor, say)
     if options.measure:
         from medmpi.infer.measure import run_measure
 
@@ -64,3 +71,14 @@ def run(options: Options, world: World) -> None:
         from medmpi.infer.stream import run_stream
 
         run_stream(options, world, predictor, say)
+
+
+def say_decision(predictor: Predictor, say: Callable[[str], None]) -> None:
+    """How probabilities become classes, where it is not the plain way."""
+    d = predictor.decision
+    if predictor.segments:
+        return
+    if d.temperature != 1:
+        say(f"probabilities are calibrated: logits are divided by {d.temperature:.4g}")
+    if d.threshold is not None:
+        say(f"{predictor.classes[1]} is called from a probability of {d.threshold:.4g} on")

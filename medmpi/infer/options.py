@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ used are listed with their error, and the command ends with exit code 3.
   medmpi infer runs/mine --watch inbox/ --out found          every image that appears in a folder, until stopped
   medmpi infer runs/mine --listen 11112 --out found          every image that is sent by DICOM C-STORE
   medmpi infer runs/mine --measure                           latencies of the network, and the rate it can bear"""
+RULES = ("youden", "accuracy", "sensitivity", "specificity")
 MASKS = ("png", "nifti", "seg")
 
 
@@ -29,6 +31,8 @@ class Options:
     out: str | None = None
     checkpoint: str = "best"
     masks: tuple[str, ...] = ()
+    temperature: str = "auto"
+    threshold: str | None = None
     watch: str | None = None
     listen: int | None = None
     bind: str = "127.0.0.1"
@@ -61,6 +65,15 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "--masks", default="auto", metavar="LIST",
         help="of segmentation: png, nifti (the input's affine), seg (DICOM-SEG); auto is nifti for NIfTI, else png",
     )  # fmt: skip
+    add(
+        "--temperature", default="auto", metavar="T",
+        help="divide logits by it: auto is what the run found on validation, 1 leaves them as they are (auto)",
+    )  # fmt: skip
+    add(
+        "--threshold", metavar="P",
+        help="with two classes: call the second one from this probability on; or youden, accuracy, sensitivity or "
+        "specificity: the run's operating points (0.5)",
+    )  # fmt: skip
     add("--watch", metavar="DIR", help="a folder to which images are added")
     add("--listen", type=int, metavar="PORT", help="answer DICOM C-STORE (and C-ECHO) on this port; 0 takes a free one")
     add("--bind", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1: this machine only)")
@@ -86,6 +99,10 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     masks = () if given.masks == "auto" else tuple(given.masks.split(","))
     if any(name not in MASKS for name in masks):
         raise ConfigError(f"--masks is {given.masks}, expected a list of {', '.join(MASKS)}, or auto")
+    if given.temperature != "auto" and not _number(given.temperature) > 0:
+        raise ConfigError(f"--temperature is {given.temperature}, expected auto or a number above 0")
+    if given.threshold is not None and given.threshold not in RULES and not 0 < _number(given.threshold) < 1:
+        raise ConfigError(f"--threshold is {given.threshold}, expected {', '.join(RULES)} or a number between 0 and 1")
     if given.listen is not None and not 0 <= given.listen <= 65535:
         raise ConfigError(f"--listen is {given.listen}, expected a port 0..65535")
     if not 1 <= len(given.ae_title) <= 16 or not given.ae_title.isascii():
@@ -96,7 +113,16 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected {low:g} or more")
     return Options(
         run=given.run, inputs=tuple(given.inputs), out=given.out, checkpoint=given.checkpoint, masks=masks,
+        temperature=given.temperature, threshold=given.threshold,
         watch=given.watch, listen=given.listen, bind=given.bind, ae_title=given.ae_title, idle=given.idle,
         keep=not given.no_keep, measure=given.measure, limit_ms=given.limit_ms, images=given.images,
         threads=given.threads, timeout=given.timeout, quiet=given.quiet,
     )  # fmt: skip
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan

@@ -11,22 +11,32 @@ from numpy.typing import NDArray
 
 from medmpi import models, nn
 from medmpi.data import MedicalImage, Reading, normalise
+from medmpi.infer.decision import decide_by
 from medmpi.nn.checkpoint import CheckpointError
 from medmpi.train.failure import Failure
 
 
 @dataclass
 class Prediction:
-    """Of one frame: ``probabilities`` (classes,) of a classification, or ``mask`` uint8 (h, w) at the frame's size."""
+    """Of one frame: ``probabilities`` (classes,) and ``label``, or ``mask`` uint8 (h, w) at the frame's size."""
 
     probabilities: NDArray[np.float64] | None
     mask: NDArray[np.uint8] | None
+    label: int = 0
 
 
 class Predictor:
     """The model of a run folder or checkpoint file. Failure where it cannot be used."""
 
-    def __init__(self, run: str | Path, which: str = "best", *, tune: bool = True) -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        which: str = "best",
+        *,
+        temperature: str = "auto",
+        threshold: str | None = None,
+        tune: bool = True,
+    ) -> None:
         try:
             saved = models.load(run, which)
             self.spec = saved.spec
@@ -34,6 +44,7 @@ class Predictor:
         except (CheckpointError, ValueError) as error:
             raise Failure(str(error)) from None
         self.file = saved.path
+        self.decision = decide_by(saved, temperature, threshold)
         graph = saved.graph.fold()
         self.shape = (1, *self.spec.image_size, self.spec.channels)
         self._session = nn.Session.tuned(graph, self.shape) if tune else nn.Session(graph, self.shape)
@@ -64,7 +75,9 @@ class Predictor:
         if not np.isfinite(logits).all():
             raise FloatingPointError("the network's output is NaN or infinite: its weights are damaged")
         if not self.segments:
-            return Prediction(softmax(logits), None)
+            p = softmax(logits / self.decision.temperature)
+            at = self.decision.threshold
+            return Prediction(p, None, int(p.argmax()) if at is None else int(p[1] >= at))
         mask = (logits[..., 1] > logits[..., 0]).astype(np.uint8) if len(self.classes) == 2 else _argmax(logits)
         return Prediction(None, self.reading.unfit(mask, original))
 

@@ -60,8 +60,7 @@ class Processor:
             network.append(1000 * (time.perf_counter() - before))
             if prediction.probabilities is not None:
                 p = prediction.probabilities
-                best = int(p.argmax())
-                frames.append({"class": predictor.classes[best], "p": [round(float(v), 6) for v in p]})
+                frames.append({"class": predictor.classes[prediction.label], "p": [round(float(v), 6) for v in p]})
             else:
                 assert prediction.mask is not None
                 counts = np.bincount(prediction.mask.reshape(-1), minlength=len(predictor.classes))

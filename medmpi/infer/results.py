@@ -31,7 +31,7 @@ class ResultLog:
             self._file = self.path.open("a", encoding="utf-8")
             if self._file.tell():
                 self._file.write("\n")
-        self._file.write(json.dumps(result, separators=(",", ":"), ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(result, separators=(",", ":")) + "\n")
         self._file.flush()
 
     def close(self) -> None:

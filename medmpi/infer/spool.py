@@ -116,7 +116,7 @@ class Watched:
 
     def key(self, file: Path) -> str:
         """The name of an image's results: its own, and a digest of its state."""
-        state = hashlib.sha256(f"{file}:{state_of(file)}".encode()).hexdigest()[:12]
+        state = hashlib.sha256(os.fsencode(f"{file}:{state_of(file)}")).hexdigest()[:12]
         return f"{file.relative_to(self.folder).with_name(name_of(file)).as_posix().replace('/', '__')}-{state}"
 
     def next(self) -> tuple[Path, str, float] | None:

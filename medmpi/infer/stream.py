@@ -141,6 +141,8 @@ def _finish(out: Path, predictor: Predictor, ranks: int, before: int, say: Calla
         "checkpoint": str(predictor.file),
         "task": predictor.spec.task,
         "classes": list(predictor.classes),
+        "temperature": predictor.decision.temperature,
+        "threshold": predictor.decision.threshold,
         "files": len(results),
         "bad": len(bad),
         "ranks": ranks,

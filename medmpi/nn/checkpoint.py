@@ -133,8 +133,24 @@ def save(
         raise CheckpointError(f"save: {path} cannot be written: {error}") from error
 
 
+def _bfloat16(path: Path, names: set[str]) -> dict[str, NDArray[Any]]:
+    """These tensors of a file that has been checked: the upper halves of float32 numbers."""
+    if not names:
+        return {}
+    found: dict[str, NDArray[Any]] = {}
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(size))
+        for name in names:
+            start, end = entries[name]["data_offsets"]
+            file.seek(8 + size + start)
+            halves = np.frombuffer(file.read(end - start), "<u2")
+            found[name] = (halves.astype(np.uint32) << 16).view(np.float32).reshape(entries[name]["shape"])
+    return found
+
+
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Tensors and metadata of a safetensors file; bfloat16, which numpy does not have, becomes float32.
 
     CheckpointError names the file where it is missing, truncated, of another format or its checksum does not fit.
     """
@@ -144,7 +160,9 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, NDArray[Any]], dict[st
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            wide = {name for name in file.keys() if file.get_slice(name).get_dtype() == "BF16"}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name not in wide}  # noqa: SIM118
+        tensors |= _bfloat16(path, wide)
     except (OSError, TypeError, safetensors.SafetensorError) as error:
         raise CheckpointError(
             f"load: {path} has {path.stat().st_size} bytes, expected a whole safetensors file of numpy's types: {error}"

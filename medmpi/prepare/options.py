@@ -12,6 +12,7 @@ from typing import Any
 
 from medmpi.train.config import ConfigError, SettingsParser
 
+_MOST_PIXELS = 1 << 26  # of a result: as many as are read
 _STEPS = """\
 Steps, in this order: levels of --window; --denoise; --crop; --contrast; --image-size; --normalise. Files that cannot be
 used are listed in bad.csv and the command ends with exit code 3. Started again, it goes on where it was stopped.
@@ -175,7 +176,10 @@ def _size(text: str | None) -> tuple[int, int] | None:
     parts = text.replace("x", ",").split(",")
     if len(parts) > 2 or not all(p.isdecimal() and 1 <= int(p) <= 65535 for p in parts):
         raise ConfigError(f"--image-size is {text}, expected one number or height,width")
-    return int(parts[0]), int(parts[-1])
+    h, w = int(parts[0]), int(parts[-1])
+    if h * w > _MOST_PIXELS:
+        raise ConfigError(f"--image-size is {text}, {h * w:,} pixels, expected at most {_MOST_PIXELS:,}")
+    return h, w
 
 
 def _part(text: str | None) -> tuple[int, int] | None:

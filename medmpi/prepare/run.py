@@ -94,8 +94,10 @@ def _pass(
     )
     progress = _Progress(len(units), say)
     note = (lambda outcome: progress.step(outcome.value)) if world.rank == 0 else None
-    outcomes = collect(world, worker, units, on_result=note)
-    worker.close()
+    try:
+        outcomes = collect(world, worker, units, on_result=note)
+    finally:
+        worker.close()
     world.barrier()  # all results are on disk
     problem: tuple[str, bool] | None = None
     if outcomes is not None:

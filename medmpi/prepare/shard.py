@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_RESERVE = 8 << 20  # bytes of a disk that are left free for what the library keeps back
 
 
 class Shard:
@@ -29,7 +33,11 @@ class Shard:
         images, shape = self.file[self.prefix + "images"], _stored(pixels).shape
         if shape == images.shape[1:] and pixels.dtype == images.dtype:
             return None
-        return f"it is {pixels.dtype} {shape}, the shard has {images.dtype} {images.shape[1:]}; give --image-size"
+        if shape[:2] == images.shape[1:3]:
+            kinds = ["in colours" if len(found) == 3 else "grey" for found in (shape, images.shape[1:])]
+            return f"it is {kinds[0]}, the images before it are {kinds[1]}; prepare them apart"
+        sizes = ("x".join(map(str, found[:2])) for found in (shape, images.shape[1:]))
+        return "it is {}, the images before it are {}; give --image-size".format(*sizes)
 
     def add(
         self,
@@ -41,7 +49,8 @@ class Shard:
         label: str | None,
         spacing: tuple[float, float] | None,
     ) -> None:
-        """An image (h, w, c) with its mask (h, w) or its class."""
+        """An image (h, w, c) with its mask (h, w) or its class. OSError before the disk is full."""
+        self._check_room(pixels.nbytes + (0 if mask is None else mask.nbytes))
         self._append("images", _stored(pixels))
         if mask is not None:
             self._append("masks", mask)
@@ -49,6 +58,12 @@ class Shard:
         self.groups.append(group)
         self.spacings.append(spacing or (np.nan, np.nan))
         self.labels.append(self.classes.index(label) if label in self.classes else 0)
+
+    def _check_room(self, size: int) -> None:
+        """The library does not survive a full disk: it fails again, or crashes, whenever it closes the file."""
+        found = os.statvfs(self.file.filename)
+        if found.f_bavail * found.f_frsize < size + _RESERVE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.file.filename)
 
     def _append(self, what: str, array: NDArray[Any]) -> None:
         name = self.prefix + what
@@ -65,7 +80,7 @@ class Shard:
         """Adds what belongs to all images."""
         # Strings of fixed length: a damaged heap of others can hang the library.
         for name, texts in (("names", self.names), ("groups", self.groups)):
-            self.file[self.prefix + name] = np.array([t.encode() for t in texts])
+            self.file[self.prefix + name] = np.array([t.encode("utf-8", "backslashreplace") for t in texts])
         self.file[self.prefix + "spacing_mm"] = np.array(self.spacings)
         if self.classes:
             self.file[self.prefix + "labels"] = np.array(self.labels, np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,7 +123,8 @@ class Worker:
             except MissingPackage:
                 raise
             except DataError as error:
-                record["bad"].append({"file": str(item.file), "error": str(error)})
+                text = re.sub(r"\?(\w+)=", r"--\1 ", str(error))  # an option here, not part of a specification
+                record["bad"].append({"file": str(item.file), "error": text})
                 record["inputs"].append({"file": str(item.file), "state": state})
                 continue
             record["inputs"].append({"file": str(item.file), "state": state, **_about(image, frames[0])})

@@ -26,6 +26,12 @@ def holds_a_run(folder: Path) -> bool:
     return any((folder / sign).exists() for sign in _SIGNS)
 
 
+def _has_begun(folder: Path) -> bool:
+    """Whether a run got further than reading its data; one that did not may be started again in the same folder."""
+    files = any((folder / sign).is_file() for sign in _SIGNS)
+    return files or any((folder / "checkpoints").glob("*.safetensors"))
+
+
 def choose(options: Options) -> Path:
     """The folder of this run, made and tested for writing.
 
@@ -40,7 +46,7 @@ def locate(options: Options) -> Path:
     """The folder of this run, untouched; Failure where it holds a run and --resume was not given."""
     if options.out is not None:
         folder = Path(options.out)
-        if holds_a_run(folder) and not options.resume:
+        if _has_begun(folder) and not options.resume:
             raise Failure(f"{folder} holds a run already; add --resume to continue it or give another --out", USAGE)
     else:
         folder = _numbered(Path("runs"), default_name(options), options.resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -66,6 +67,8 @@ def launch(
 
     The settings must have ``timeout`` (seconds). Every expected failure is one line on rank 0's stderr.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no characters
     if "-h" in argv or "--help" in argv:
         if launched_rank() == 0:
             print(help_text(), end="")
@@ -75,6 +78,8 @@ def launch(
     if launched_rank() == 0:
         try:
             options = read()
+        except KeyboardInterrupt:
+            return _fail("interrupted", INTERRUPTED)
         except ConfigError as error:
             problem = str(error)
             if "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:

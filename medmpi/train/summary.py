@@ -46,7 +46,9 @@ def summarise(
             classes, outputs["test"], outputs.get("val"), job.dataset.splits["test"].groups
         )
         content.explained = explain(job.dataset, folder, outputs["test"])
-        write_whole(folder / "evaluation.json", json.dumps(finite(found.to_json()), indent=1) + "\n")
+        write_whole(
+            folder / "evaluation.json", json.dumps(finite({"epoch": test["epoch"], **found.to_json()}), indent=1) + "\n"
+        )
         lines = _tell(found)
     if job.dataset.task == "classification" and outputs:
         groups = {name: split.groups for name, split in job.dataset.splits.items()}

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,35 @@ def test_probabilities_are_those_of_the_training_data_path(classifier, tmp_path)
     assert summary["files"] == 32
     times = summary["latency_ms"]["network_per_frame"]
     assert 0 < times["p50"] <= times["p99"] <= times["max"]
+
+
+def test_temperature_and_threshold_of_the_run(classifier, tmp_path, capsys):
+    """Those that validation chose, if they are of these weights; a number wins."""
+    run, data = classifier
+    assert infer(run, data, "--out", tmp_path / "plain") == 0
+    mine = tmp_path / "run"
+    shutil.copytree(run, mine)
+    epoch = json.loads((mine / "test.json").read_text())["epoch"]
+    chosen = {"epoch": epoch, "calibration": {"temperature": 2.0}, "points": {"Youden": {"threshold": 0.9}}}
+    (mine / "evaluation.json").write_text(json.dumps(chosen))
+    assert infer(mine, data, "--out", tmp_path / "run-out", "--threshold=youden") == 0
+    assert "logits are divided by 2" in capsys.readouterr().out
+    for before, after in zip(table(tmp_path / "plain"), table(tmp_path / "run-out"), strict=True):
+        p, q = float(before["p_light"]), float(after["p_light"])
+        odds = np.sqrt(np.clip(p / (1 - p), 1e-9, None)) if p < 1 else np.inf
+        assert abs(q - odds / (1 + odds)) < 1e-3 or p > 0.999
+        assert (after["class"] == "light") == (p >= 0.9)
+    summary = json.loads((tmp_path / "run-out" / "summary.json").read_text())
+    assert summary["temperature"] == 2.0
+    assert abs(summary["threshold"] - 0.75) < 1e-9, "the odds of 9 to 1, their root 3 to 1"
+    assert infer(mine, data, "--out", tmp_path / "number", "--temperature=1", "--threshold=0.5") == 0
+    assert [r["p_light"] for r in table(tmp_path / "number")] == [r["p_light"] for r in table(tmp_path / "plain")]
+    (mine / "evaluation.json").write_text(json.dumps({**chosen, "epoch": epoch + 1}))  # of other weights
+    assert infer(mine, data, "--out", tmp_path / "other", "--threshold=youden") == 2
+    assert "has no evaluation.json with this operating point" in capsys.readouterr().err
+    assert infer(mine, data, "--out", tmp_path / "other") == 0
+    assert [r["p_light"] for r in table(tmp_path / "other")] == [r["p_light"] for r in table(tmp_path / "plain")]
+    assert infer(mine, data, "--out", tmp_path / "x", "--threshold=1.5") == 2
 
 
 def test_a_second_start_does_what_is_missing(classifier, tmp_path, capsys):

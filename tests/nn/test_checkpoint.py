@@ -80,6 +80,20 @@ def test_ours_loads_torchs_and_computes_the_same(tmp_path: Path) -> None:
         close(graph.forward(x, context=nn.Context(train=False))[0][0], expected)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_files_load(tmp_path: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    weights = {"a": torch.randn(3, 5), "b": torch.tensor([1e-3, float("inf"), -2.5]), "empty": torch.zeros(0, 2)}
+    halves = {name: value.to(getattr(torch, dtype)) for name, value in weights.items()}
+    save_file({**halves, "count": torch.tensor(3)}, tmp_path / "x.safetensors")
+    found, _ = checkpoint.load(tmp_path / "x.safetensors")
+    assert found["count"] == 3
+    for name, value in halves.items():
+        assert np.array_equal(found[name].astype(np.float32), value.float().numpy())
+
+
 def test_round_trip_is_exact(tmp_path: Path) -> None:
     graph, other = _trained(1), _trained(2)
     state = checkpoint.state_dict(graph)
