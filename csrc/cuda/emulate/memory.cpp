@@ -201,11 +201,14 @@ cudaError_t cudaFree(void* p) {
   const Range* found = find(p);
   if (!found || found->data != p) return set_error(cudaErrorInvalidValue);
   const Range r = *found;
-  for (const char* at = r.begin; at < r.begin + r.pages; at = at == r.data - 1 ? r.data + r.bytes : at + 1)
-    if (static_cast<unsigned char>(*at) != 0xff) {
-      fail("memory just outside an allocation of " + std::to_string(r.bytes) + " bytes was written");
-      return cudaErrorIllegalAddress;
-    }
+  bool written = false;
+  for (const char* at = r.begin; at < r.data; ++at) written |= static_cast<unsigned char>(*at) != 0xff;
+  for (const char* at = r.data + r.bytes; at < r.begin + r.pages; ++at)
+    written |= static_cast<unsigned char>(*at) != 0xff;
+  if (written) {
+    fail("memory just outside an allocation of " + std::to_string(r.bytes) + " bytes was written");
+    return cudaErrorIllegalAddress;
+  }
   for (int i = 0; i < opened_count; ++i)
     if (opened[i] == found) opened[i] = opened[opened_count - 1], opened_count = opened_count - 1;
   mprotect(r.begin, r.pages, PROT_NONE);
