@@ -1,0 +1,116 @@
+#pragma once
+// Starts products: which tile, how many parts, which instance of the kernels.
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "cuda/channel_sums.cuh"
+#include "cuda/conv2d_product.cuh"
+#include "ops/precision.h"
+
+namespace medmpi::cuda {
+
+// The tiles. Small is for few results, Medium for few channels, and Large meets each operand least often.
+using LargeTile = Tile<128, 128, 16, 64, 64, 4, 2>;
+using MediumTile = Tile<128, 64, 32, 64, 32, 3, 2>;
+using SmallTile = Tile<64, 64, 32, 32, 32, 3, 2>;
+enum class TileChoice { kSmall, kMedium, kLarge };
+
+constexpr int64_t kFullDevice = 132;  // blocks; a constant, so that results are the same on every device
+
+inline int64_t tiles_over(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+
+/// What MEDMPI_CUDA_TILE (small, medium or large) asks for, to tune and to test; else `choice`.
+inline TileChoice asked_or(TileChoice choice) {
+  const char* asked = std::getenv("MEDMPI_CUDA_TILE");
+  if (!asked) return choice;
+  const std::string_view name(asked);
+  if (name == "small") return TileChoice::kSmall;
+  if (name == "medium") return TileChoice::kMedium;
+  if (name == "large") return TileChoice::kLarge;
+  throw std::invalid_argument("MEDMPI_CUDA_TILE is '" + std::string(name) + "', expected small, medium or large");
+}
+
+/// The tile for a product of rows x columns, `count` of them.
+inline TileChoice choose_tile(int64_t rows, int64_t columns, int64_t count) {
+  if (columns > 64 && tiles_over(rows, 128) * tiles_over(columns, 128) * count >= kFullDevice)
+    return TileChoice::kLarge;
+  if (tiles_over(rows, 128) * tiles_over(columns, 64) * count >= kFullDevice) return TileChoice::kMedium;
+  return TileChoice::kSmall;
+}
+
+/// Into how many parts a depth of `steps` is cut, where there are `blocks` tiles: enough to fill a device twice.
+inline int choose_splits(int64_t blocks, int64_t steps) {
+  if (blocks >= kFullDevice) return 1;
+  return static_cast<int>(std::max<int64_t>(1, std::min(2 * kFullDevice / blocks, steps / 4)));
+}
+
+constexpr int kSlotParts = 0, kSlotMoments = 1;  // scratch
+
+/// Calls run(tile, products, vector_a, vector_b), the first two by an object of the type, the others by
+/// std::integral_constant: pieces of four are for all tiles, single values for small ones.
+template <class Run>
+void with_instance(TileChoice choice, bool fours_a, bool fours_b, Run run) {
+  using One = std::integral_constant<int, 1>;
+  using Four = std::integral_constant<int, 4>;
+  const auto with_tile = [&](auto products) {
+    if (fours_a && fours_b) {
+      if (choice == TileChoice::kLarge) return run(LargeTile{}, products, Four{}, Four{});
+      if (choice == TileChoice::kMedium) return run(MediumTile{}, products, Four{}, Four{});
+      return run(SmallTile{}, products, Four{}, Four{});
+    }
+    if (fours_a) return run(SmallTile{}, products, Four{}, One{});
+    if (fours_b) return run(SmallTile{}, products, One{}, Four{});
+    return run(SmallTile{}, products, One{}, One{});
+  };
+  switch (precision()) {
+    case Precision::fp32:
+      return with_tile(Float32Products{});
+    case Precision::tf32:
+      return with_tile(Tf32Products{});
+    case Precision::bf16:
+      return with_tile(Bf16Products{});
+  }
+}
+
+template <bool Forward>
+void run_product(Product& p, double* mean, double* m2) {
+  int64_t rows = 0, depth = 0;
+  for (int i = 0; i < p.lattices; ++i) {
+    rows = std::max<int64_t>(rows, p.lattice[i].rows);
+    depth = std::max<int64_t>(depth, p.lattice[i].depth);
+  }
+  if (rows == 0) return;
+  const int64_t columns = p.finish.channels;
+  const bool fours_a = by_fours(p.source.data, p.source.pixel, p.source.channels.divisor);
+  const bool fours_b = by_fours(p.filters.data, p.filters.stride, Forward ? columns : p.source.channels.divisor);
+  p.finish.by_fours = by_fours(p.finish.y, p.finish.pixel, columns) &&
+                      by_fours(p.finish.bias, p.finish.pixel, columns) &&
+                      by_fours(p.finish.residual, p.finish.pixel, columns);
+  TileChoice choice = asked_or(choose_tile(rows, columns, int64_t{p.groups} * p.lattices));
+  if (!fours_a || !fours_b) choice = TileChoice::kSmall;
+  with_instance(choice, fours_a, fours_b, [&](auto tile, auto products, auto vector_a, auto vector_b) {
+    using T = decltype(tile);
+    const int64_t tiles_m = tiles_over(rows, T::kM), tiles = tiles_m * tiles_over(columns, T::kN);
+    const int64_t blocks = tiles * p.groups * p.lattices;
+    p.splits = choose_splits(blocks, tiles_over(depth, T::kDepth));
+    if (p.splits > 1) p.parts = device_scratch_floats(kSlotParts, blocks * p.splits * T::kM * T::kN);
+    if (mean) {
+      const size_t moments = static_cast<size_t>(tiles_m * p.finish.pixel);
+      p.finish.means = static_cast<double*>(device_scratch(kSlotMoments, 2 * moments * sizeof(double)));
+      p.finish.squares = p.finish.means + moments;
+    }
+    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
+                    static_cast<unsigned>(p.lattices * p.splits));
+    launch(multiply_pixels<T, decltype(products), Forward, vector_a.value, vector_b.value>, grid, T::kThreads,
+           T::kSharedBytes, p);
+    if (p.splits > 1)
+      launch(add_pixel_parts<T>, dim3(grid.x, grid.y, static_cast<unsigned>(p.lattices)), T::kThreads, T::kMomentBytes,
+             p);
+    if (mean) merge_tile_moments(rows, T::kM, p.finish.pixel, p.finish.means, p.finish.squares, mean, m2);
+  });
+}
+
+}  // namespace medmpi::cuda
