@@ -55,6 +55,7 @@ def main() -> int:
         help="faults: runs that are struck (20; slides: 50); slide: pairs of runs (2)",
     )
     parser.add_argument("--seed", type=int, default=0, help="faults: of the strikes")
+    parser.add_argument("--jobs", type=int, default=2, help="faults: runs at a time")
     options = parser.parse_args()
 
     from .machine import TUNED_ALLOCATOR

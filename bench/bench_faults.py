@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +31,13 @@ from medmpi.train.checkpoints import Checkpoints
 
 RANKS, TIMEOUT = 3, 3.0
 FLAGS = [
-    "--data=phantom:size=16,samples=240", "--model=resnet18", "--width=4", "--stem=small", "--batch-size=12",
-    "--epochs=4", "--threads=1", "--no-report", f"--timeout={TIMEOUT}", "--reproducible", "--checkpoint-every=5",
+    "--data=phantom:size=16,samples=60", "--model=mini_xception", "--width=4", "--batch-size=12", "--epochs=4",
+    "--threads=1", "--no-report", f"--timeout={TIMEOUT}", "--reproducible", "--checkpoint-every=2",
 ]  # fmt: skip
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGUSR1)
-LIMIT = 120.0  # seconds in which a run must be over, strikes included; undisturbed it takes some ten
+LIMIT = 120.0  # seconds in which a run must be over, strikes included; undisturbed it takes a few
 SPANS = 8.0  # or so many times what the undisturbed run took, where the machine is slow
-SLACK = 8.0  # seconds more than the watchdog's in which the struck ranks must be gone, on a busy machine
+SLACK = 8.0  # seconds more than the watchdog's, or as long as a run, in which struck ranks must be gone
 
 
 @dataclass
@@ -90,7 +93,7 @@ def trial(folder: Path, seed: int, span: float, reference: Path) -> Trial:
                 continue
             left -= 1
             result.strikes.append(number.name)
-            result.seconds.append(_until_gone(folder, ranks[victim], result))
+            result.seconds.append(_until_gone(folder, ranks[victim], result, TIMEOUT + max(SLACK, span)))
             _check_readable(folder, result)
         try:
             code = process.wait(max(1.0, end - time.monotonic()))
@@ -119,12 +122,12 @@ def _pause(process: subprocess.Popen[bytes], seconds: float) -> bool:
     return True
 
 
-def _until_gone(folder: Path, job: str, result: Trial) -> float:
+def _until_gone(folder: Path, job: str, result: Trial, limit: float) -> float:
     """Seconds until no rank of the start that was struck is left."""
     begin = time.monotonic()
     while job in ranks_in(folder).values():
-        if time.monotonic() - begin > TIMEOUT + SLACK:
-            result.problems.append(f"{result.strikes[-1]}: ranks still there after {TIMEOUT + SLACK:.0f} s")
+        if time.monotonic() - begin > limit:
+            result.problems.append(f"{result.strikes[-1]}: ranks still there after {limit:.0f} s")
             break
         time.sleep(0.02)
     return time.monotonic() - begin
@@ -156,22 +159,23 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return found
 
 
-def campaign(trials: int, seed: int, root: Path) -> list[Trial]:
-    """An unbroken run, then so many trials; prints a line for each."""
+def campaign(trials: int, seed: int, root: Path, jobs: int) -> list[Trial]:
+    """An unbroken run, then so many trials, ``jobs`` at a time; prints a line for each."""
     reference = root / "unbroken"
     begin = time.monotonic()
     with (root / "unbroken.out").open("w") as output:
         subprocess.run(command(reference), stdout=output, stderr=output, check=True)
     span = time.monotonic() - begin
     done = []
-    for i in range(trials):
-        result = trial(root / f"trial{i}", seed + i, span, reference)
-        done.append(result)
-        times = " ".join(f"{s:.1f}" for s in result.seconds)
-        verdict = "; ".join(result.problems) or "as unbroken"
-        print(
-            f"trial {i + 1}/{trials}: {' '.join(result.strikes) or 'none'} (gone in {times} s): {verdict}", flush=True
-        )
+    with ThreadPoolExecutor(jobs) as pool:
+        running = [pool.submit(trial, root / f"trial{i}", seed + i, span, reference) for i in range(trials)]
+        for i, future in enumerate(as_completed(running)):
+            result = future.result()
+            done.append(result)
+            times = " ".join(f"{s:.1f}" for s in result.seconds)
+            verdict = "; ".join(result.problems) or "as unbroken"
+            struck = " ".join(result.strikes) or "none"
+            print(f"trial {i + 1}/{trials}: {struck} (gone in {times} s): {verdict}", flush=True)
     return done
 
 
@@ -184,4 +188,15 @@ def main(options: argparse.Namespace) -> int:
     longest = max((s for result in results for s in result.seconds), default=0.0)
     listed = ", ".join(f"{n} {name}" for name, n in sorted(strikes.items()))
     print(f"{len(results)} trials, {listed}: {bad} with problems; ranks gone at most {longest:.1f} s after a strike")
+    if options.out is not None:
+        from .machine import describe
+
+        line = {
+            "family": "faults", "trials": len(results), "strikes": dict(strikes), "problems": bad,
+            "seconds": {"longest": longest, "median": statistics.median(s for r in results for s in r.seconds)},
+            "starts": sum(result.starts for result in results), "machine": describe(),
+        }  # fmt: skip
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        with options.out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
     return int(bad > 0)
