@@ -182,7 +182,7 @@ def campaign(trials: int, seed: int, root: Path, jobs: int) -> list[Trial]:
 def main(options: argparse.Namespace) -> int:
     """Runs the campaign and sums it up; 1 if anything went wrong."""
     with tempfile.TemporaryDirectory() as root:
-        results = campaign(options.trials or 20, options.seed, Path(root))
+        results = campaign(options.trials or 20, options.seed, Path(root), options.jobs)
     strikes = Counter(name for result in results for name in result.strikes)
     bad = sum(bool(result.problems) for result in results)
     longest = max((s for result in results for s in result.seconds), default=0.0)

@@ -114,15 +114,23 @@ class Conv2d(_Convolution):
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
     ) -> tuple[Array | None, ...]:
         x, y = saved
-        weight = self.p["weight"]
-        if y is not None:
-            dy = K.relu_backward(dy, y, out=dy if overwrite else None)
-        self.add_gradient("weight", K.conv2d_backward_weight, dy, x, weight_shape=weight.shape, **self.window)
+        dy = self.before_relu(dy, y, overwrite)
+        self.add_gradients(dy, x)
+        return (self.input_gradient(dy, x.shape) if need_dx else None,)
+
+    def before_relu(self, dy: Array, y: Array | None, overwrite: bool) -> Array:
+        """The gradient of the sums, from that of the result; ``y`` is kept by forward, None without a ReLU."""
+        return dy if y is None else K.relu_backward(dy, y, out=dy if overwrite else None)
+
+    def add_gradients(self, dy: Array, x: Array) -> None:
+        """Adds to the parameters' gradients."""
+        self.add_gradient("weight", K.conv2d_backward_weight, dy, x, weight_shape=self.p["weight"].shape, **self.window)
         if self.bias:
             self.add_gradient("bias", K.conv2d_backward_bias, dy)
-        if not need_dx:
-            return (None,)
-        return (K.conv2d_backward_data(dy, weight, x_shape=x.shape, **self.window),)
+
+    def input_gradient(self, dy: Array, x_shape: Shape) -> Array:
+        """The gradient of the input."""
+        return K.conv2d_backward_data(dy, self.p["weight"], x_shape=x_shape, **self.window)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         n, h, w, _ = image_shape(self, shapes[0], self.in_channels)

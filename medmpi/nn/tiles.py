@@ -10,10 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from .. import kernels as K
 from ..kernels.arrays import Array
@@ -24,157 +21,9 @@ from .layers_norm import BatchNorm2d
 from .layers_pointwise import Add, Concat, Dropout, ReLU
 from .layers_pool import AvgPool2d, GlobalAvgPool2d, MaxPool2d
 from .layers_resize import Pad2d, Upsample
+from .tile_layers import Aligned, Edges, Exchange, Rows, TiledGlobalAvgPool2d, Windowed, WindowedConv
 
-Rows: TypeAlias = tuple[int, int]
-Edges: TypeAlias = tuple[int, ...]
-
-
-class Exchange(Protocol):
-    """What is needed of ``parallel.spatial.RowExchange``."""
-
-    tile: int
-    tiles: int
-
-    def sum(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum over all tiles."""
-
-    def fetch(self, x: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Any:
-        """Rows of other tiles."""
-
-    def join(self, x: Array, halo: Any, edges: Sequence[int], need: Rows) -> Array:
-        """Own and fetched rows together."""
-
-    def give_back(self, dx: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Array:
-        """The gradient of the own rows from those of the rows needed."""
-
-
-class Tiled(Layer):
-    """A layer of the unsplit network, as a tile runs it: parameters and buffers are shared with it."""
-
-    def __init__(self, inner: Layer, exchange: Exchange) -> None:
-        self.inner, self.exchange = inner, exchange
-        super().__init__()
-        self.name, self.frozen, self.init = inner.name, inner.frozen, inner.init
-        self.p, self.g, self.b = inner.p, inner.g, inner.b
-        self.keeps_output = inner.keeps_output
-
-    def parameter_specs(self) -> dict[str, Any]:
-        return self.inner.parameter_specs() if hasattr(self, "inner") else {}
-
-    def to_torch(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        return self.inner.to_torch(name, value)
-
-    def from_torch(self, name: str, value: NDArray[Any]) -> NDArray[Any]:
-        return self.inner.from_torch(name, value)
-
-    def describe(self) -> str:
-        return f"{self.inner!r}, tile {self.exchange.tile} of {self.exchange.tiles}"
-
-
-class Windowed(Tiled):
-    """Runs ``local``, the layer with the padding of this tile, on the rows it needs of a value split at ``edges``.
-
-    ``crop`` rows of the result at top and bottom belong to other tiles; ``shape`` is that of the result without N.
-    """
-
-    def __init__(
-        self,
-        inner: Layer,
-        local: Layer,
-        exchange: Exchange,
-        edges: Edges,
-        needs: list[Rows],
-        shape: Shape,
-        crop: Rows = (0, 0),
-    ) -> None:
-        super().__init__(inner, exchange)
-        local.name, local.frozen = inner.name, inner.frozen
-        local.p, local.g, local.b = inner.p, inner.g, inner.b
-        self.local, self.edges, self.needs, self.shape, self.crop = local, edges, needs, shape, crop
-
-    def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
-        (x,) = xs
-        tile = self.exchange.tile
-        halo = self.exchange.fetch(x, self.edges, self.needs)
-        if not self.shape[0]:
-            return K.empty((x.shape[0], *self.shape)), (x.shape, None, None)
-        joined = self.exchange.join(x, halo, self.edges, self.needs[tile])
-        y, saved = self.local.forward(joined, context=context)
-        if isinstance(self.local, Conv2d):  # the rows are joined again in backward: x is kept by others anyway
-            saved = x, saved[1]
-        if any(self.crop):
-            y = K.crop(y, (self.crop, (0, 0)))
-        return y, (x.shape, halo, saved)
-
-    def backward(
-        self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
-    ) -> tuple[Array | None, ...]:
-        x_shape, halo, kept = saved
-        lo, hi = self.needs[self.exchange.tile]
-        dx: Array | None = None
-        if self.shape[0]:
-            if any(self.crop):
-                dy = K.pad(dy, (self.crop, (0, 0)))
-            if isinstance(self.local, Conv2d):
-                kept = self.exchange.join(kept[0], halo, self.edges, (lo, hi)), kept[1]
-            (dx,) = self.local.backward(dy, kept, need_dx, overwrite)
-        if not need_dx:
-            return (None,)
-        if dx is None:
-            dx = K.empty((x_shape[0], hi - lo, *x_shape[2:]))
-        return (self.exchange.give_back(dx, self.edges, self.needs),)
-
-
-class Aligned(Tiled):
-    """Runs the layer on inputs that are split at other rows: all get those of the first."""
-
-    def __init__(self, inner: Layer, exchange: Exchange, edges: Sequence[Edges]) -> None:
-        super().__init__(inner, exchange)
-        self.edges = edges
-        self.needs = list(pairwise(edges[0]))
-
-    def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
-        need = self.needs[self.exchange.tile]
-        moved = []
-        for x, edges in zip(xs, self.edges, strict=True):
-            halo = self.exchange.fetch(x, edges, self.needs) if edges != self.edges[0] else []
-            moved.append(self.exchange.join(x, halo, edges, need))
-        return self.inner.forward(*moved, context=context)
-
-    def backward(
-        self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
-    ) -> tuple[Array | None, ...]:
-        dxs = self.inner.backward(dy, saved, need_dx)
-        if not need_dx:
-            return dxs
-        return tuple(
-            dx if dx is None or edges == self.edges[0] else self.exchange.give_back(dx.copy(), edges, self.needs)
-            for dx, edges in zip(dxs, self.edges, strict=True)
-        )
-
-
-class TiledGlobalAvgPool2d(Tiled):
-    """The mean of each whole image, on every tile; ``pixels`` are those of the whole image."""
-
-    def __init__(self, inner: Layer, exchange: Exchange, pixels: int) -> None:
-        super().__init__(inner, exchange)
-        self.pixels = pixels
-
-    def forward(self, *xs: Array, context: Context, overwrite: bool = False) -> tuple[Array, Any]:
-        (x,) = xs
-        sums = x.sum((1, 2), dtype=np.float64)
-        y: Array = K.empty(sums.shape)
-        y[...] = self.exchange.sum(sums) / self.pixels
-        return y, x.shape
-
-    def backward(
-        self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
-    ) -> tuple[Array | None, ...]:
-        if not need_dx:
-            return (None,)
-        dx: Array = K.empty(saved)
-        dx[...] = (dy * np.float32(self.exchange.tiles / self.pixels))[:, None, None]  # each tile's dy is its share
-        return (dx,)
+_WORTH = 8  # rows of a result that are worth a call of their own while other tiles' rows are on their way
 
 
 def row_edges(height: int, tiles: int, multiple: int = 1) -> Edges:
@@ -273,8 +122,23 @@ def _window(layer: Layer, exchange: Exchange, edges: Edges, x: Shape, y: Shape) 
     for a, b in _pairs(out):
         needs.append((max(0, a * stride - pad), min(h, (b - 1) * stride - pad + reach)) if a < b else (0, 0))
     a, b = _pairs(out)[tile]
-    padding = max(0, pad - a * stride), max(0, (b - 1) * stride - pad + reach - h)
-    return Windowed(layer, _twin(layer, padding), exchange, edges, needs, (b - a, *y[2:])), out
+
+    def padding(first: int, stop: int) -> Rows:
+        return max(0, pad - first * stride), max(0, (stop - 1) * stride - pad + reach - h)
+
+    shape = (b - a, *y[2:])
+    if not isinstance(layer, Conv2d):
+        return Windowed(layer, _twin(layer, padding(a, b)), exchange, edges, needs, shape), out
+    first, stop = _pairs(edges)[tile]
+    inner = max(a, -(-(first + pad) // stride)) if first else a
+    outer = min(b, (stop + pad - reach) // stride + 1) if stop < h else b
+    pieces = []
+    if outer - inner >= max(_WORTH, (b - a) // 2) and (inner, outer) != (a, b):
+        for p, q in ((inner, outer), (a, inner), (outer, b)):
+            if p < q:
+                need = max(0, p * stride - pad), min(h, (q - 1) * stride - pad + reach)
+                pieces.append(((p - a, q - a), need, _conv_twin(layer, padding(p, q))))
+    return WindowedConv(layer, _conv_twin(layer, padding(a, b)), exchange, edges, needs, shape, pieces), out
 
 
 def _pairs(edges: Edges) -> list[Rows]:
@@ -284,11 +148,7 @@ def _pairs(edges: Edges) -> list[Rows]:
 def _twin(layer: Layer, rows: Rows = (0, 0)) -> Layer:
     """The same layer with other padding above and below."""
     if isinstance(layer, Conv2d):
-        return Conv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride,
-            padding=(rows, layer.padding[1]), dilation=layer.dilation, groups=layer.groups, bias=layer.bias,
-            relu=layer.relu,
-        )  # fmt: skip
+        return _conv_twin(layer, rows)
     if isinstance(layer, ConvTranspose2d):
         return ConvTranspose2d(
             layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, groups=layer.groups,
@@ -301,6 +161,14 @@ def _twin(layer: Layer, rows: Rows = (0, 0)) -> Layer:
         return _MaxPool(layer, (rows, (side, side)))
     assert isinstance(layer, AvgPool2d)
     return AvgPool2d(layer.kernel_size, stride=layer.stride)
+
+
+def _conv_twin(layer: Conv2d, rows: Rows) -> Conv2d:
+    return Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride,
+        padding=(rows, layer.padding[1]), dilation=layer.dilation, groups=layer.groups, bias=layer.bias,
+        relu=layer.relu,
+    )  # fmt: skip
 
 
 class _MaxPool(MaxPool2d):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -32,14 +32,23 @@ class RowExchange:
 
     def fetch(self, x: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Halo:
         """The rows of ``needs[tile]`` that this rank does not hold, from those that do."""
+        return self.begin_fetch(x, edges, needs)()
+
+    def begin_fetch(self, x: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Callable[[], Halo]:
+        """As ``fetch``, in two steps: what is returned waits for the rows, so that there is time to compute others."""
         pairs = list(self._overlaps(edges, needs))
         inbox = [(rows, self._room(x, rows), peer) for peer, rows in pairs]
         outbox = [
             (np.ascontiguousarray(x[:, a - edges[self.tile] : b - edges[self.tile]]), peer)
             for peer, (a, b) in self._wanted_from_me(edges, needs)
         ]
-        self._swap([(array, peer) for _, array, peer in inbox], outbox, _FETCH, "fetch rows")
-        return [(a, b, array) for (a, b), array, _ in inbox]
+        wait = self._begin_swap([(array, peer) for _, array, peer in inbox], outbox, _FETCH, "fetch rows")
+
+        def finish() -> Halo:
+            wait()
+            return [(a, b, array) for (a, b), array, _ in inbox]
+
+        return finish
 
     def join(self, x: Array, halo: Halo, edges: Sequence[int], need: Rows) -> Array:
         """The rows ``need`` of the value, from this rank's ``x`` and what it has fetched."""
@@ -55,6 +64,10 @@ class RowExchange:
 
     def give_back(self, dx: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Array:
         """The gradient of this rank's rows, from that of the rows each tile needed; ``dx`` may be used up."""
+        return self.begin_give_back(dx, edges, needs)()
+
+    def begin_give_back(self, dx: Array, edges: Sequence[int], needs: Sequence[Rows]) -> Callable[[], Array]:
+        """As ``give_back``, in two steps: what is returned waits for the other tiles' part and adds it."""
         first, stop = edges[self.tile], edges[self.tile + 1]
         need = needs[self.tile]
         outbox = [
@@ -62,7 +75,9 @@ class RowExchange:
             for peer, (a, b) in self._overlaps(edges, needs)
         ]
         inbox = [(rows, self._room(dx, rows), peer) for peer, rows in self._wanted_from_me(edges, needs)]
-        self._swap([(array, peer) for _, array, peer in inbox], outbox, _RETURN, "give back gradients of rows")
+        wait = self._begin_swap(
+            [(array, peer) for _, array, peer in inbox], outbox, _RETURN, "give back gradients of rows"
+        )
         if need == (first, stop):
             mine = dx
         else:
@@ -73,9 +88,14 @@ class RowExchange:
             mine[:, : lo - first] = 0
             mine[:, hi - first :] = 0
             mine[:, lo - first : hi - first] = dx[:, lo - need[0] : hi - need[0]]
-        for (a, b), rows, _ in inbox:  # in the order of the tiles: the same bits in every run
-            mine[:, a - first : b - first] += rows
-        return mine
+
+        def finish() -> Array:
+            wait()
+            for (a, b), rows, _ in inbox:  # in the order of the tiles: the same bits in every run
+                mine[:, a - first : b - first] += rows
+            return mine
+
+        return finish
 
     def gather_rows(self, x: Array, edges: Sequence[int]) -> Array | None:
         """The whole value on tile 0, None on the others."""
@@ -101,11 +121,16 @@ class RowExchange:
     def _room(like: Array, rows: Rows) -> Array:
         return np.empty((like.shape[0], rows[1] - rows[0], *like.shape[2:]), np.float32)
 
-    def _swap(
+    def _begin_swap(
         self, inbox: Sequence[tuple[Array, int]], outbox: Sequence[tuple[Array, int]], tag: int, what: str
-    ) -> None:
+    ) -> Callable[[], None]:
+        """Starts messages; what is returned waits for them. Swaps of a kind end in the order in which they began."""
         comm = self._world.comm
         requests = [(comm.Irecv(array, peer, tag), peer) for array, peer in inbox]
         requests += [(comm.Isend(array, peer, tag), peer) for array, peer in outbox]
-        for request, peer in requests:
-            self._world.wait_for([request], peer, f"{what} with tile {peer}")
+
+        def finish() -> None:
+            for request, peer in requests:
+                self._world.wait_for([request], peer, f"{what} with tile {peer}")
+
+        return finish

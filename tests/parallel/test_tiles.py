@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medmpi import models, nn
+from medmpi.nn.tile_layers import WindowedConv
 from medmpi.nn.tiles import local_shape, row_edges, tile
 from medmpi.parallel import RankStatistics, World
 from medmpi.parallel.spatial import RowExchange
@@ -116,6 +117,34 @@ def test_four_tiles_of_which_some_become_empty(
 @pytest.mark.parametrize("size", [(40, 18), (53, 31)])
 def test_three_tiles_of_every_layer(world: World, size: tuple[int, int]) -> None:
     check(world, everything, size)
+
+
+@pytest.mark.mpi(min_size=3)
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    "window",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": (5, 3), "padding": (2, 1), "relu": True},
+        {"kernel_size": 3, "padding": 2, "dilation": 2},
+        {"kernel_size": 4, "padding": ((2, 1), (1, 1)), "stride": 2},
+        {"kernel_size": 2, "padding": ((0, 1), (0, 0)), "bias": False},
+        {"kernel_size": 3},
+    ],
+)
+def test_rows_computed_while_others_come(world: World, n: int, window: dict[str, Any]) -> None:
+    """Convolutions of tiles high enough for rows of their own, of one image and of several."""
+
+    def make() -> nn.Graph:
+        graph = nn.Graph()
+        graph.add("conv", nn.Conv2d(2, CLASSES, **window), 0)
+        return graph
+
+    graph, _ = tile(make(), RowExchange(world), (n, 97, 12, 2))
+    layer = graph["conv"]
+    assert isinstance(layer, WindowedConv)
+    assert world.any(bool(layer.pieces))  # a tile whose windows reach over nobody else's rows needs none
+    check(world, make, (97, 12), n)
 
 
 @pytest.mark.mpi(min_size=2)
