@@ -1,12 +1,11 @@
 """Free runs of several ranks drift from a serial one by rounding: no more than a serial run that was rounded otherwise.
 
-A float32 sum over ranks has another order. Once a last digit switches a ReLU the weights part, in this as in any float32
+A float32 sum over ranks has another order. Once a last digit switches a ReLU the weights part, as in any float32
 program: so the measure is what half a unit in the last place of the initial weights does to a run on one rank.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import grids
