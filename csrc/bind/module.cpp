@@ -33,6 +33,7 @@ void bind_recording(py::module_& m);
 void bind_recursive(py::module_& m);
 void bind_resize(py::module_& m);
 void bind_warp(py::module_& m);
+void bind_wire(py::module_& m);
 
 namespace {
 
@@ -102,4 +103,5 @@ PYBIND11_MODULE(_core, m) {
   bind_recursive(m);
   bind_resize(m);
   bind_warp(m);
+  bind_wire(m);
 }

@@ -1,7 +1,8 @@
 """Operations of processes on one machine over memory that all of them have mapped; ``medmpi.parallel`` builds on them.
 
 ``RankGroup`` lets ranks meet and exchange small arrays, ``BucketReducer`` sums gradient buckets in rank order. Both
-release the interpreter lock while they wait and serve signals meanwhile.
+release the interpreter lock while they wait and serve signals meanwhile. ``to_bfloat16(x, out)`` rounds float32 to its
+upper half (uint16), to the nearest, ties to even; ``sum_bfloat16(parts, out)`` adds the rows of such in float32.
 """
 
 from __future__ import annotations
@@ -11,3 +12,5 @@ from . import _core
 RankGroup = _core.RankGroup
 BucketReducer = _core.BucketReducer
 merge_statistics_of = _core.merge_statistics_of
+to_bfloat16 = _core.to_bfloat16
+sum_bfloat16 = _core.sum_bfloat16

@@ -10,6 +10,7 @@ import numpy as np
 from ..kernels.arrays import Array
 from ..kernels.collective import BucketReducer
 from .memory import share
+from .wire import HalfSums
 from .world import World
 
 _CHUNK = 1 << 14  # floats that a rank adds at a time: with the other ranks' they fit the second-level cache
@@ -49,13 +50,15 @@ class GradientBuckets:
     same bits, in every run. ``parameters.grad`` must be from ``world.allocate``. On one node no rank waits before
     ``finish``: each looks in after every node and adds what all ranks have filled. Between nodes the first rank of each
     sends the sums of its node by ``Iallreduce``, polled after every node, or, when the world is ``reproducible``, adds
-    the nodes' sums in their order at the end.
+    the nodes' sums in their order at the end. With ``wire`` "bf16" those sums travel as bfloat16 (``HalfSums``).
 
     ``t_comm`` and ``t_wait`` are the seconds of the last step spent on adding and on waiting for slower ranks; they
     also go to ``world.seconds``.
     """
 
-    def __init__(self, parameters: FlatGradients, world: World, bucket_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, parameters: FlatGradients, world: World, bucket_bytes: int = 1 << 20, *, wire: str = "fp32"
+    ) -> None:
         self._world, self._grad = world, parameters.grad
         self.edges = bucket_edges(parameters.slices, self._grad.size, bucket_bytes)
         self.t_comm = self.t_wait = 0.0
@@ -81,6 +84,7 @@ class GradientBuckets:
         # the array of the node's first rank: sums of the node, then sums between nodes, arrive there
         self._first = segments.of(0)[offset : offset + self._grad.size] if world.nodes > 1 else None
         self._requests: list[Any] = []
+        self._half = HalfSums(world.leaders) if wire == "bf16" and world.nodes > 1 and world.leaders else None
 
     def _begin(self) -> None:
         self._open = list(self._nodes_of)  # nodes of each bucket that backward has not done yet
@@ -139,6 +143,11 @@ class GradientBuckets:
         """Starts the sums between nodes for the buckets that are complete on this node, and lets MPI make progress."""
         if self._world.leaders is None or self._first is None or self._world.reproducible:
             return
+        if self._half is not None:
+            while (sent := len(self._half)) < len(self._nodes_of) and self._reducer.complete(sent + 1):
+                self._half.begin(self._first[self.edges[sent] : self.edges[sent + 1]])
+            self._half.poll()
+            return
         from mpi4py import MPI
 
         while (sent := len(self._requests)) < len(self._nodes_of) and self._reducer.complete(sent + 1):
@@ -151,6 +160,8 @@ class GradientBuckets:
             from mpi4py import MPI
 
             self._send()
+            if self._half is not None:
+                self._half.finish()
             MPI.Request.Waitall(self._requests)
             self._requests = []
             if self._world.reproducible and self._first is not None:

@@ -146,6 +146,8 @@ def check(options: Options) -> None:
         raise ConfigError("--parallel auto chooses --replicas, --stages and --cuts, expected none of them beside it")
     if options.tiles > 1 and options.reproducible:
         raise ConfigError("--reproducible sums by whole images and cannot be had with --tiles, expected one of the two")
+    if options.wire != "fp32" and options.reproducible:
+        raise ConfigError("--reproducible sums exactly and cannot be had with --wire bf16, expected one of the two")
     if options.tiles > 1 and not options.sync_batchnorm:
         raise ConfigError("--tiles needs --sync-batchnorm: the rows of an image are normalised together")
     for name, only in (("device", "cpu"), ("precision", "fp32")):

@@ -175,7 +175,11 @@ def build_job(options: Options, world: World) -> Job:
         adapt=Adaptation(options, parameters.value.size),
         local=LocalUpdates(world, parameters, optimizer, options.average_every),
         criterion=criterion,
-        buckets=parallel.ExactSums(exact, grid.data) if exact else parallel.GradientBuckets(parameters, grid.data),
+        buckets=(
+            parallel.ExactSums(exact, grid.data)
+            if exact
+            else parallel.GradientBuckets(parameters, grid.data, wire=options.wire)
+        ),
         statistics=parallel.RankStatistics(grid.data) if joint else None,
         class_weights=weights,
         base_lr=base_lr,

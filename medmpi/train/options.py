@@ -184,6 +184,12 @@ class Options:
         "(local SGD); 0: gradients are summed at every update",
         low=0,
     )
+    wire: str = _option(
+        "fp32",
+        "parallel",
+        "what gradients travel as between nodes: bf16 halves the bytes and rounds each to eight significant bits",
+        choices=("fp32", "bf16"),
+    )
     balance: bool = _option(
         False, "parallel", "let the ranks' shares of a batch follow their measured speed; the batches stay the same"
     )
