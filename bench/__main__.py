@@ -76,13 +76,19 @@ def main() -> int:
     if hasattr(module, "main"):  # whole-process benchmarks time themselves
         return int(module.main(options))
     results = Results(options.family, describe(), options.out)
+    named = {"only": options.only} if options.family in ("infer", "train") else {}  # whose cases take long to make
     for threads in map(int, options.threads.split(",")):
         kernels.set_threads(threads)
         if "torch" in rivals:
             import torch
 
             torch.set_num_threads(threads)
-        run((c for c in module.cases(rivals) if options.only in c.name), results, threads, seconds=options.seconds)
+        run(
+            (c for c in module.cases(rivals, **named) if options.only in c.name),
+            results,
+            threads,
+            seconds=options.seconds,
+        )
     results.summary()
     return 0
 

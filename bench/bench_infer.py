@@ -36,10 +36,13 @@ JOBS = (
 BATCHES = (1, 32)
 
 
-def cases(rivals: set[str]) -> Iterator[Case]:
+def cases(rivals: set[str], only: str = "") -> Iterator[Case]:
     """Each model with batches of 1 and of 32 images; the same weights and the same running statistics everywhere."""
     for job in JOBS:
         for batch in BATCHES:
+            case = f"{job.model} {job.size}x{job.size} batch {batch}"
+            if only not in case:  # tuning and building engines takes long
+                continue
             x = np.random.default_rng(0).standard_normal((batch, job.size, job.size, job.channels), dtype=np.float32)
             graph, twin = pair(job)
             contenders: dict[str, Work] = {"medmpi": ours(graph, x)}
@@ -56,9 +59,7 @@ def cases(rivals: set[str]) -> Iterator[Case]:
                     found = found.transpose(0, 2, 3, 1)
                 if np.abs(found - expected).max() > 1e-3 * np.abs(expected).max():
                     raise SystemExit(f"bench infer: {name} gives another result for {job.model}")
-            yield Case(
-                f"{job.model} {job.size}x{job.size} batch {batch}", contenders, extra={"group": f"batch {batch}"}
-            )
+            yield Case(case, contenders, extra={"group": f"batch {batch}"})
 
 
 def pair(job: Job) -> tuple[nn.Graph, Any]:

@@ -38,9 +38,12 @@ JOBS = (
 )
 
 
-def cases(rivals: set[str]) -> Iterator[Case]:
+def cases(rivals: set[str], only: str = "") -> Iterator[Case]:
     """A step of each model on random images; the learning rate is small, so that values stay ordinary."""
     for job in JOBS:
+        case = f"{job.model} {job.size}x{job.size} batch {job.batch}"
+        if only not in case:  # compiling takes long
+            continue
         rng = np.random.default_rng(0)
         x = rng.standard_normal((job.batch, job.size, job.size, job.channels), dtype=np.float32)
         dense = job.model == "unet"
@@ -48,7 +51,7 @@ def cases(rivals: set[str]) -> Iterator[Case]:
         contenders = {"medmpi": our_step(job, x, labels)}
         if "torch" in rivals:
             contenders |= torch_steps(job, x, labels)
-        yield Case(f"{job.model} {job.size}x{job.size} batch {job.batch}", contenders, extra={"group": job.model})
+        yield Case(case, contenders, extra={"group": job.model})
 
 
 def our_step(job: Job, x: Any, labels: Any) -> Work:
