@@ -29,6 +29,8 @@ void require_fits(const Conv2dShape& g) {
 /// Groups so small that a product's tile would be mostly empty.
 bool has_small_groups(const Conv2dShape& g) { return g.groups > 1 && (g.group_c() < 8 || g.group_k() < 8); }
 
+int64_t filter_count(const Conv2dShape& g) { return g.r * g.s * g.group_c() * g.k; }
+
 /// The outputs of a forward pass as a lattice over x.
 Lattice outputs_of(const Conv2dShape& g) {
   Lattice lattice{};
@@ -44,6 +46,7 @@ Lattice outputs_of(const Conv2dShape& g) {
 
 Source input_of(const Conv2dShape& g, const float* x) {
   return {x,
+          g.n * g.h * g.w * g.c,
           static_cast<int>(g.h),
           static_cast<int>(g.w),
           g.c,
@@ -72,7 +75,7 @@ void forward(const Conv2dShape& g, Conv2dAlgo, const float* x, const float* weig
   }
   Product p{};
   p.source = input_of(g, x);
-  p.filters = {weight, g.k, static_cast<int>(g.group_c()), static_cast<int>(g.s), 1, 1};
+  p.filters = {weight, filter_count(g), g.k, static_cast<int>(g.group_c()), static_cast<int>(g.s), 1, 1};
   p.finish = {y,
               e.bias,
               e.residual,
@@ -119,6 +122,7 @@ void backward_data(const Conv2dShape& g, Conv2dAlgo, const float* dy, const floa
   const int64_t every_s = g.stride_w / std::gcd(g.stride_w, g.dilation_w);
   Product p{};
   p.source = {dy,
+              g.n * g.out_h() * g.out_w() * g.k,
               static_cast<int>(g.out_h()),
               static_cast<int>(g.out_w()),
               g.k,
@@ -128,6 +132,7 @@ void backward_data(const Conv2dShape& g, Conv2dAlgo, const float* dy, const floa
               static_cast<int>(-every_r * g.dilation_h / g.stride_h),
               static_cast<int>(-every_s * g.dilation_w / g.stride_w)};
   p.filters = {weight,
+               filter_count(g),
                g.k,
                static_cast<int>(g.group_c()),
                static_cast<int>(g.s),

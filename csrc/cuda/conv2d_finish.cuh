@@ -25,7 +25,7 @@ __device__ __forceinline__ void tile_moments(Sums<T>& sum, int rows, int columns
   const Place<T> place;
   const int lane = place.lane, warp_row = place.row / T::kWarpM;
   float own[kOwn], deviation[kOwn], square[kOwn];
-  const auto column_of = [&](int i) { return place.column + unit_line(i / 8 * 4, lane % 4 * 2 + i / 4 % 2) + i % 4; };
+  const auto column_of = [&](int i) { return place.column + column_of_four<T>(i / 4, lane) + i % 4; };
   const auto share = [&](float (&values)[kOwn], float* table) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {

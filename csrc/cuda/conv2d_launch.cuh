@@ -8,14 +8,18 @@
 
 #include "cuda/channel_sums.cuh"
 #include "cuda/conv2d_product.cuh"
+#include "cuda/narrow.cuh"
 #include "ops/precision.h"
 
 namespace medmpi::cuda {
 
 // The tiles. Small is for few results, Medium for few channels, and Large meets each operand least often.
-using LargeTile = Tile<128, 128, 16, 64, 64, 4, 2>;
-using MediumTile = Tile<128, 64, 32, 64, 32, 3, 2>;
-using SmallTile = Tile<64, 64, 32, 32, 32, 3, 2>;
+template <class Element>
+using LargeTile = Tile<Element, 128, 128, 16, 64, 64, 4, 2>;
+template <class Element>
+using MediumTile = Tile<Element, 128, 64, 32, 64, 32, 3, 2>;
+template <class Element>
+using SmallTile = Tile<Element, 64, 64, 32, 32, 32, 3, 2>;
 enum class TileChoice { kSmall, kMedium, kLarge };
 
 constexpr int64_t kFullDevice = 132;  // blocks; a constant, so that results are the same on every device
@@ -47,31 +51,49 @@ inline int choose_splits(int64_t blocks, int64_t steps) {
   return static_cast<int>(std::max<int64_t>(1, std::min(2 * kFullDevice / blocks, steps / 4)));
 }
 
-constexpr int kSlotParts = 0, kSlotMoments = 1;  // scratch
+constexpr int kSlotParts = 0, kSlotMoments = 1, kSlotNarrowA = 3, kSlotNarrowB = 4;  // scratch
+
+/// How operands come: bf16 copies, or float32 in pieces of four or value by value.
+struct Access {
+  bool narrow, fours_a, fours_b;
+};
+
+/// For operands with `pixel_a` and `pixel_b` channels, `group_a` and `group_b` of a group. Copies in bf16 are made
+/// where `reread`, the times that elements are read, is large enough to pay for them.
+inline Access access_to(const void* a, int64_t pixel_a, int64_t group_a, const void* b, int64_t pixel_b,
+                        int64_t group_b, int64_t reread) {
+  const bool narrow = precision() == Precision::bf16 && reread > 1 && in_pieces(a, pixel_a, group_a, 8) &&
+                      in_pieces(b, pixel_b, group_b, 8);
+  return {narrow, in_pieces(a, pixel_a, group_a), in_pieces(b, pixel_b, group_b)};
+}
 
 /// Calls run(tile, products, vector_a, vector_b), the first two by an object of the type, the others by
-/// std::integral_constant: pieces of four are for all tiles, single values for small ones.
+/// std::integral_constant: single values are for small tiles.
 template <class Run>
-void with_instance(TileChoice choice, bool fours_a, bool fours_b, Run run) {
+void with_instance(TileChoice choice, const Access& access, Run run) {
   using One = std::integral_constant<int, 1>;
   using Four = std::integral_constant<int, 4>;
-  const auto with_tile = [&](auto products) {
-    if (fours_a && fours_b) {
-      if (choice == TileChoice::kLarge) return run(LargeTile{}, products, Four{}, Four{});
-      if (choice == TileChoice::kMedium) return run(MediumTile{}, products, Four{}, Four{});
-      return run(SmallTile{}, products, Four{}, Four{});
-    }
-    if (fours_a) return run(SmallTile{}, products, Four{}, One{});
-    if (fours_b) return run(SmallTile{}, products, One{}, Four{});
-    return run(SmallTile{}, products, One{}, One{});
+  using Eight = std::integral_constant<int, 8>;
+  const auto with_tile = [&](auto products, auto vector) {
+    using Element = typename decltype(products)::Element;
+    if (choice == TileChoice::kLarge) return run(LargeTile<Element>{}, products, vector, vector);
+    if (choice == TileChoice::kMedium) return run(MediumTile<Element>{}, products, vector, vector);
+    return run(SmallTile<Element>{}, products, vector, vector);
   };
+  const auto with_float = [&](auto products) {
+    if (access.fours_a && access.fours_b) return with_tile(products, Four{});
+    if (access.fours_a) return run(SmallTile<float>{}, products, Four{}, One{});
+    if (access.fours_b) return run(SmallTile<float>{}, products, One{}, Four{});
+    return run(SmallTile<float>{}, products, One{}, One{});
+  };
+  if (access.narrow) return with_tile(Bf16Products{}, Eight{});
   switch (precision()) {
     case Precision::fp32:
-      return with_tile(Float32Products{});
+      return with_float(Float32Products{});
     case Precision::tf32:
-      return with_tile(Tf32Products{});
+      return with_float(Tf32Products{});
     case Precision::bf16:
-      return with_tile(Bf16Products{});
+      return with_float(RoundedProducts{});
   }
 }
 
@@ -84,14 +106,18 @@ void run_product(Product& p, double* mean, double* m2) {
   }
   if (rows == 0) return;
   const int64_t columns = p.finish.channels;
-  const bool fours_a = by_fours(p.source.data, p.source.pixel, p.source.channels.divisor);
-  const bool fours_b = by_fours(p.filters.data, p.filters.stride, Forward ? columns : p.source.channels.divisor);
-  p.finish.by_fours = by_fours(p.finish.y, p.finish.pixel, columns) &&
-                      by_fours(p.finish.bias, p.finish.pixel, columns) &&
-                      by_fours(p.finish.residual, p.finish.pixel, columns);
+  const int64_t channels = p.source.channels.divisor;
+  const Access access = access_to(p.source.data, p.source.pixel, channels, p.filters.data, p.filters.stride,
+                                  Forward ? columns : channels, depth / channels * tiles_over(columns, 256));
+  p.finish.by_fours = in_pieces(p.finish.y, p.finish.pixel, columns) &&
+                      in_pieces(p.finish.bias, p.finish.pixel, columns) &&
+                      in_pieces(p.finish.residual, p.finish.pixel, columns);
   TileChoice choice = asked_or(choose_tile(rows, columns, int64_t{p.groups} * p.lattices));
-  if (!fours_a || !fours_b) choice = TileChoice::kSmall;
-  with_instance(choice, fours_a, fours_b, [&](auto tile, auto products, auto vector_a, auto vector_b) {
+  if (access.narrow) {
+    p.source.data = narrowed(kSlotNarrowA, static_cast<const float*>(p.source.data), p.source.count);
+    p.filters.data = narrowed(kSlotNarrowB, static_cast<const float*>(p.filters.data), p.filters.count);
+  }
+  with_instance(choice, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
     using T = decltype(tile);
     const int64_t tiles_m = tiles_over(rows, T::kM), tiles = tiles_m * tiles_over(columns, T::kN);
     const int64_t blocks = tiles * p.groups * p.lattices;

@@ -35,7 +35,6 @@ struct Task {
 template <class T, class Products, bool Forward, int VectorA, int VectorB>
 __global__ void __launch_bounds__(T::kThreads, T::kBlocks) multiply_pixels(const __grid_constant__ Product p) {
   SHARED_BYTES(bytes);
-  float* shared = reinterpret_cast<float*>(bytes);
   const Task task(p, T::kN);
   const Lattice& lattice = p.lattice[task.lattice];
   const int first_row = task.tile_m * T::kM, first_column = task.tile_n * T::kN;
@@ -47,17 +46,18 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) multiply_pixels(const
   Sums<T> sum;
   const PixelGather<T, VectorA> a(p.source, lattice, source_channel, first_row);
   if constexpr (Forward) {
-    const float* filters = p.filters.data + static_cast<int64_t>(task.group) * p.finish.channels;
+    const auto* filters =
+        static_cast<const typename T::Element*>(p.filters.data) + static_cast<int64_t>(task.group) * p.finish.channels;
     const MatrixRows<T, VectorB> b(filters, p.filters.stride, lattice.depth, first_column, p.finish.channels);
-    multiply_tile<T, Products>(a, b, first, last, shared, sum);
+    multiply_tile<T, Products>(a, b, first, last, bytes, sum);
   } else {
     const FilterColumns<T, VectorB> b(p.filters, lattice, p.source.channels, source_channel, first_column);
-    multiply_tile<T, Products>(a, b, first, last, shared, sum);
+    multiply_tile<T, Products>(a, b, first, last, bytes, sum);
   }
   if (p.splits > 1)
     store_part<T>(sum, p.parts, task.block * p.splits + task.split);
   else
-    finish_tile<T>(p.finish, lattice, task.group, task.tile_m, task.tile_n, sum, shared);
+    finish_tile<T>(p.finish, lattice, task.group, task.tile_m, task.tile_n, sum, reinterpret_cast<float*>(bytes));
 }
 
 /// Adds the parts of a depth that was split, and finishes.

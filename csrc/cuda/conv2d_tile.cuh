@@ -23,23 +23,25 @@ struct Lattice {
 
 /// A source image and how a lattice walks it.
 struct Source {
-  const float* data;
+  const void* data;  // float32 or bf16, as the tile's elements
+  int64_t count;     // of elements
   int h, w;
   int64_t pixel;          // channels of all groups
   FastDivision channels;  // of a group
   int step_h, step_w, tap_step_h, tap_step_w;
 };
 
-/// The depth is (tap, channel), the lines are lattice points: A of forward and of backward-data. Vector is 4 where
-/// pieces of four channels are aligned, else 1.
+/// The depth is (tap, channel), the lines are lattice points: A of forward and of backward-data. Vector is the
+/// number of elements of a copy: those of 16 bytes where such pieces are aligned, else 1.
 template <class T, int Vector>
 class PixelGather {
  public:
-  using Layout = DepthContiguous<T::kM, T::kDepth>;
+  using Element = typename T::Element;
+  using Layout = DepthContiguous<Element, T::kM, T::kDepth>;
 
   /// `channel`: first of the group; `row`: the block's first lattice point.
   __device__ __forceinline__ PixelGather(const Source& source, const Lattice& lattice, int64_t channel, int row)
-      : source_(source), lattice_(lattice), data_(source.data + channel) {
+      : source_(source), lattice_(lattice), data_(static_cast<const Element*>(source.data) + channel) {
 #pragma unroll
     for (int i = 0; i < kLines; ++i) {
       const int point = row + Layout::line_of(slot(i));
@@ -52,7 +54,7 @@ class PixelGather {
     }
   }
 
-  __device__ __forceinline__ void load(float* operand, int step) const {
+  __device__ __forceinline__ void load(Element* operand, int step) const {
     const int depth = column() + step * T::kDepth;
     int channel, j;
     const int tap = source_.channels.quotient(depth, channel), i = lattice_.taps_w.quotient(tap, j);
@@ -62,8 +64,9 @@ class PixelGather {
       const bool inside = depth < lattice_.depth &&
                           static_cast<unsigned>(h_[line] + down) < static_cast<unsigned>(source_.h) &&
                           static_cast<unsigned>(w_[line] + right) < static_cast<unsigned>(source_.w);
-      const float* from = data_ + (pixel_[line] + move) * source_.pixel + channel;
-      copy_async<4 * Vector>(operand + Layout::at(slot(line), column()), inside ? from : source_.data, inside);
+      const Element* from = data_ + (pixel_[line] + move) * source_.pixel + channel;
+      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(slot(line), column()),
+                                                             inside ? from : data_, inside);
     }
   }
 
@@ -78,7 +81,7 @@ class PixelGather {
 
   const Source& source_;
   const Lattice& lattice_;
-  const float* data_;
+  const Element* data_;
   int h_[kLines], w_[kLines], pixel_[kLines];
 };
 
@@ -87,19 +90,21 @@ class PixelGather {
 template <class T, int Vector>
 class MatrixRows {
  public:
-  using Layout = LineContiguous<T::kN, T::kDepth>;
+  using Element = typename T::Element;
+  using Layout = LineContiguous<Element, T::kN, T::kDepth>;
 
   /// Columns [column, column + columns) are wanted; `stride` is from row to row.
-  __device__ __forceinline__ MatrixRows(const float* data, int64_t stride, int rows, int column, int columns)
+  __device__ __forceinline__ MatrixRows(const Element* data, int64_t stride, int rows, int column, int columns)
       : data_(data), stride_(stride), rows_(rows), line_(column + line()), wanted_(line_ < columns) {}
 
-  __device__ __forceinline__ void load(float* operand, int step) const {
+  __device__ __forceinline__ void load(Element* operand, int step) const {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int depth = static_cast<int>(threadIdx.x) / kColumns + i * kTogether, row = step * T::kDepth + depth;
       const bool inside = wanted_ && row < rows_;
-      const float* from = data_ + row * stride_ + line_;
-      copy_async<4 * Vector>(operand + Layout::at(line(), depth), inside ? from : data_, inside);
+      const Element* from = data_ + row * stride_ + line_;
+      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(line(), depth), inside ? from : data_,
+                                                             inside);
     }
   }
 
@@ -109,7 +114,7 @@ class MatrixRows {
 
   __device__ static __forceinline__ int line() { return static_cast<int>(threadIdx.x) % kColumns * Vector; }
 
-  const float* data_;
+  const Element* data_;
   int64_t stride_;
   int rows_, line_;
   bool wanted_;
@@ -117,7 +122,8 @@ class MatrixRows {
 
 /// Where filters lie: element (tap, line, channel) at (tap * lines + line) * stride + channel.
 struct Filters {
-  const float* data;
+  const void* data;
+  int64_t count;
   int64_t stride;  // output channels of all groups
   int lines;       // input channels of a group
   int s;           // taps of a filter's row
@@ -128,14 +134,19 @@ struct Filters {
 template <class T, int Vector>
 class FilterColumns {
  public:
-  using Layout = DepthContiguous<T::kN, T::kDepth>;
+  using Element = typename T::Element;
+  using Layout = DepthContiguous<Element, T::kN, T::kDepth>;
 
   /// `channels`: output channels of a group; `channel`: first of the group; `line`: the block's first input channel.
   __device__ __forceinline__ FilterColumns(const Filters& filters, const Lattice& lattice, const FastDivision& channels,
                                            int64_t channel, int line)
-      : filters_(filters), lattice_(lattice), channels_(channels), data_(filters.data + channel), line_(line) {}
+      : filters_(filters),
+        lattice_(lattice),
+        channels_(channels),
+        data_(static_cast<const Element*>(filters.data) + channel),
+        line_(line) {}
 
-  __device__ __forceinline__ void load(float* operand, int step) const {
+  __device__ __forceinline__ void load(Element* operand, int step) const {
     const int depth = column() + step * T::kDepth;
     int channel, j;
     const int tap = channels_.quotient(depth, channel), i = lattice_.taps_w.quotient(tap, j);
@@ -146,8 +157,9 @@ class FilterColumns {
       const int slot = static_cast<int>(threadIdx.x) / kColumns + i_line * kTogether;
       const int line = line_ + Layout::line_of(slot);
       const bool inside = depth < lattice_.depth && line < filters_.lines;
-      const float* from = data_ + (first + line) * filters_.stride + channel;
-      copy_async<4 * Vector>(operand + Layout::at(slot, column()), inside ? from : filters_.data, inside);
+      const Element* from = data_ + (first + line) * filters_.stride + channel;
+      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(slot, column()),
+                                                             inside ? from : data_, inside);
     }
   }
 
@@ -160,7 +172,7 @@ class FilterColumns {
   const Filters& filters_;
   const Lattice& lattice_;
   const FastDivision& channels_;
-  const float* data_;
+  const Element* data_;
   int line_;
 };
 
@@ -168,7 +180,8 @@ class FilterColumns {
 template <class T, int Vector>
 class PixelRows {
  public:
-  using Layout = LineContiguous<T::kM, T::kDepth>;
+  using Element = typename T::Element;
+  using Layout = LineContiguous<Element, T::kM, T::kDepth>;
 
   /// `channel`: first of the group; `line`: the block's first (tap, channel).
   __device__ __forceinline__ PixelRows(const Source& source, const Lattice& lattice, int64_t channel, int line)
@@ -179,10 +192,10 @@ class PixelRows {
     wanted_ = all < lattice.depth;
     first_h_ = lattice.first_h + i * source.tap_step_h;
     first_w_ = lattice.first_w + j * source.tap_step_w;
-    data_ = source.data + channel + of_group;
+    data_ = static_cast<const Element*>(source.data) + channel + of_group;
   }
 
-  __device__ __forceinline__ void load(float* operand, int step) const {
+  __device__ __forceinline__ void load(Element* operand, int step) const {
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
       const int depth = static_cast<int>(threadIdx.x) / kColumns + row * kTogether, point = step * T::kDepth + depth;
@@ -192,8 +205,9 @@ class PixelRows {
       const bool inside = wanted_ && point < lattice_.rows &&
                           static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) &&
                           static_cast<unsigned>(w) < static_cast<unsigned>(source_.w);
-      const float* from = data_ + ((image * source_.h + h) * source_.w + w) * source_.pixel;
-      copy_async<4 * Vector>(operand + Layout::at(line(), depth), inside ? from : source_.data, inside);
+      const Element* from = data_ + ((image * source_.h + h) * source_.w + w) * source_.pixel;
+      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(line(), depth), inside ? from : data_,
+                                                             inside);
     }
   }
 
@@ -205,14 +219,14 @@ class PixelRows {
 
   const Source& source_;
   const Lattice& lattice_;
-  const float* data_;
+  const Element* data_;
   int first_h_, first_w_;
   bool wanted_;
 };
 
-/// Whether pieces of four of rows of `count` values from `data` on are aligned to 16 bytes, in each of the groups.
-inline bool by_fours(const float* data, int64_t count, int64_t group_count) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && count % 4 == 0 && group_count % 4 == 0;
+/// Whether pieces of `width` of rows of `count` elements from `data` on lie at multiples of 16 bytes, in each group.
+inline bool in_pieces(const void* data, int64_t count, int64_t group_count, int64_t width = 4) {
+  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && count % width == 0 && group_count % width == 0;
 }
 
 }  // namespace medmpi::cuda

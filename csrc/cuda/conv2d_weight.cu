@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) multiply_weights(cons
   const int last = static_cast<int>(static_cast<int64_t>(steps) * (split + 1) / p.splits);
   const int64_t source_channel = static_cast<int64_t>(group) * p.source.channels.divisor;
   const PixelRows<T, VectorA> a(p.source, p.lattice, source_channel, tile_m * T::kM);
-  const MatrixRows<T, VectorB> b(p.dy + static_cast<int64_t>(group) * p.channels, p.pixel, p.lattice.rows,
-                                 tile_n * T::kN, p.channels);
+  const auto* dy = static_cast<const typename T::Element*>(p.dy) + static_cast<int64_t>(group) * p.channels;
+  const MatrixRows<T, VectorB> b(dy, p.pixel, p.lattice.rows, tile_n * T::kN, p.channels);
   Sums<T> sum;
-  multiply_tile<T, Products>(a, b, first, last, reinterpret_cast<float*>(bytes), sum);
+  multiply_tile<T, Products>(a, b, first, last, bytes, sum);
   if (p.splits > 1)
     store_part<T>(sum, p.parts, (static_cast<int64_t>(group) * gridDim.x + blockIdx.x) * p.splits + split);
   else
@@ -59,14 +59,18 @@ __global__ void __launch_bounds__(T::kThreads) add_weight_parts(const __grid_con
 }  // namespace
 
 void conv2d_weight_product(WeightProduct& p) {
-  const bool fours_a = by_fours(p.source.data, p.source.pixel, p.source.channels.divisor);
-  const bool fours_b = by_fours(p.dy, p.pixel, p.channels);
-  p.by_fours = by_fours(p.dweight, p.pixel, p.channels);
+  const int64_t channels = p.source.channels.divisor;
+  const Access access = access_to(p.source.data, p.source.pixel, channels, p.dy, p.pixel, p.channels,
+                                  p.lattice.depth / channels * tiles_over(p.channels, 256));
+  p.by_fours = in_pieces(p.dweight, p.pixel, p.channels);
   TileChoice choice = p.channels > 64 ? TileChoice::kLarge : TileChoice::kMedium;
   if (p.lattice.depth <= 64) choice = TileChoice::kSmall;
   choice = asked_or(choice);
-  if (!fours_a || !fours_b) choice = TileChoice::kSmall;
-  with_instance(choice, fours_a, fours_b, [&](auto tile, auto products, auto vector_a, auto vector_b) {
+  if (access.narrow) {
+    p.source.data = narrowed(kSlotNarrowA, static_cast<const float*>(p.source.data), p.source.count);
+    p.dy = narrowed(kSlotNarrowB, static_cast<const float*>(p.dy), p.lattice.rows * p.pixel);
+  }
+  with_instance(choice, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
     using T = decltype(tile);
     const int64_t tiles = tiles_over(p.lattice.depth, T::kM) * tiles_over(p.channels, T::kN);
     const int64_t blocks = tiles * p.groups;

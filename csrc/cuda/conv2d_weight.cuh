@@ -7,7 +7,7 @@ namespace medmpi::cuda {
 struct WeightProduct {
   Source source;
   Lattice lattice;
-  const float* dy;
+  const void* dy;  // as the source
   float* dweight;
   int64_t pixel;  // output channels of all groups
   int channels;   // of a group

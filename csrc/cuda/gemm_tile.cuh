@@ -1,28 +1,25 @@
 #pragma once
-// The matrix product of one block of threads: sum (kM x kN) += A (kM x depth) B (depth x kN), operands float32 in
-// memory, products by tensor cores. Loaders bring kDepth of the depth into shared memory at a time, kStages ahead, by
-// asynchronous copies; warps read them back as fragments.
-//
-// A lane holds eight-row units of A and eight-column units of B: unit u of its warp has for the lane's g = lane / 4 the
-// row (column) 32 (u / 4) + 4 g + u % 4, so that four units are 16 consecutive bytes: of an operand in shared memory
-// whose rows lie together, and of the result. The depths of a lane's t = lane % 4 are 2t and 2t + 1 of each eight,
-// whatever the instruction calls them: it only has to be the same for A and B.
-#include "cuda/mma.cuh"
+// The matrix product of one block of threads: sum (kM x kN) += A (kM x depth) B (depth x kN), products by tensor cores.
+// Loaders bring kDepth of the depth into shared memory at a time, kStages ahead, by asynchronous copies; warps read
+// them back as fragments.
+#include <type_traits>
+
+#include "cuda/products.cuh"
 
 namespace medmpi::cuda {
 
-/// Sizes of a block's product: kM x kN results, kDepth of the depth in a stage, kWarpM x kWarpN results a warp;
-/// kBlocks of it are to fit into a multiprocessor's registers.
-template <int M, int N, int Depth, int WarpM, int WarpN, int Stages, int Blocks>
+/// Sizes of a block's product: kM x kN results, kDepth of the depth (Words of 4 bytes of a line) in a stage, kWarpM x
+/// kWarpN results a warp; kBlocks of it are to fit into a multiprocessor's registers.
+template <class ElementType, int M, int N, int Words, int WarpM, int WarpN, int Stages, int Blocks>
 struct Tile {
   static_assert(M % WarpM == 0 && N % WarpN == 0 && WarpM % 32 == 0 && WarpN % 32 == 0, "warps are groups of 4 units");
-  static_assert(Depth == 16 || Depth == 32, "the layouts below know these");
-  static constexpr int kM = M, kN = N, kDepth = Depth, kStages = Stages, kBlocks = Blocks;
+  using Element = ElementType;
+  static constexpr int kM = M, kN = N, kDepth = Words * 4 / sizeof(Element), kStages = Stages, kBlocks = Blocks;
   static constexpr int kWarpM = WarpM, kWarpN = WarpN, kWarpsM = M / WarpM, kWarpsN = N / WarpN;
   static constexpr int kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kUnitsM = WarpM / 8, kUnitsN = WarpN / 8;
-  static constexpr int kStageFloats = (M + N) * Depth;
-  static constexpr size_t kSharedBytes = sizeof(float) * kStages * kStageFloats;
+  static constexpr int kStageElements = (M + N) * kDepth;
+  static constexpr size_t kSharedBytes = sizeof(Element) * kStages * kStageElements;
   static constexpr size_t kMomentBytes = sizeof(float) * 3 * kWarpsM * N;  // that the moments of a tile need
   static_assert(kMomentBytes <= kSharedBytes, "moments reuse the stages");
 };
@@ -30,151 +27,6 @@ struct Tile {
 /// A lane's share of a warp's results: [i][j] is the 16 x 8 product of units 2i, 2i + 1 of A and unit j of B.
 template <class T>
 using Sums = float[T::kUnitsM / 2][T::kUnitsN][4];
-
-/// Row (or column) of a warp's unit that a lane's `g` stands for.
-__device__ __forceinline__ constexpr int unit_line(int unit, int g) { return unit / 4 * 32 + g * 4 + unit % 4; }
-
-/// An operand of `Lines` rows of A (columns of B) whose depth is contiguous in memory. Slots of a line's depth follow
-/// each other; blocks of eight are exchanged so that the lanes of half a warp read from different banks.
-template <int Lines, int Depth>
-struct DepthContiguous {
-  static constexpr bool kDepthContiguous = true;
-  static constexpr int kLines = Lines;
-
-  __device__ static __forceinline__ int exchange(int slot) { return Depth == 32 ? slot & 3 : slot >> 1 & 1; }
-  __device__ static __forceinline__ int at(int slot, int depth) {
-    return slot * Depth + ((depth / 8 ^ exchange(slot)) * 8) + depth % 8;
-  }
-  /// The line that is kept in a slot: a unit's lines have consecutive slots.
-  __device__ static __forceinline__ int line_of(int slot) { return slot / 32 * 32 + slot % 8 * 4 + slot % 32 / 8; }
-
-  /// values[u][2 b + j]: unit u at depth 8 (block + b) + 2t + j.
-  template <int Units, int Blocks>
-  __device__ static __forceinline__ void read(const float* operand, int first, int block, int lane,
-                                              float (&values)[Units][2 * Blocks]) {
-    const int slot = first + lane / 4;
-#pragma unroll
-    for (int b = 0; b < Blocks; ++b) {
-      const float* from = operand + at(slot, 8 * (block + b)) + lane % 4 * 2;
-#pragma unroll
-      for (int u = 0; u < Units; ++u) {
-        const float2 pair = *reinterpret_cast<const float2*>(from + u * 8 * Depth);
-        values[u][2 * b] = pair.x;
-        values[u][2 * b + 1] = pair.y;
-      }
-    }
-  }
-};
-
-/// An operand whose lines are contiguous in memory: rows of `Lines` values, one for each depth, sixteen-byte pieces
-/// exchanged so that the lanes of a quarter warp read from different banks.
-template <int Lines, int Depth>
-struct LineContiguous {
-  static constexpr bool kDepthContiguous = false;
-  static constexpr int kLines = Lines;
-
-  __device__ static __forceinline__ int at(int line, int depth) {
-    return depth * Lines + ((line / 4 ^ (depth >> 1 & 3) << 1) * 4) + line % 4;
-  }
-
-  template <int Units, int Blocks>
-  __device__ static __forceinline__ void read(const float* operand, int first, int block, int lane,
-                                              float (&values)[Units][2 * Blocks]) {
-#pragma unroll
-    for (int b = 0; b < Blocks; ++b)
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const float* from = operand + at(first + lane / 4 * 4, 8 * (block + b) + lane % 4 * 2 + j);
-#pragma unroll
-        for (int u = 0; u < Units; u += 4) {
-          const float4 four = *reinterpret_cast<const float4*>(from + u * 8);
-          values[u][2 * b + j] = four.x;
-          values[u + 1][2 * b + j] = four.y;
-          values[u + 2][2 * b + j] = four.z;
-          values[u + 3][2 * b + j] = four.w;
-        }
-      }
-  }
-};
-
-/// Operands rounded to tf32: relative error of a product about 5e-4.
-struct Tf32Products {
-  static constexpr int kBlocks = 1;  // of eight of the depth, for each instruction
-
-  template <int UnitsM, int UnitsN>
-  __device__ static __forceinline__ void multiply(const float (&a)[UnitsM][2], const float (&b)[UnitsN][2],
-                                                  float (&sum)[UnitsM / 2][UnitsN][4]) {
-    uint32_t right[UnitsN][2];
-#pragma unroll
-    for (int j = 0; j < UnitsN; ++j)
-#pragma unroll
-      for (int d = 0; d < 2; ++d) right[j][d] = to_tf32(b[j][d]);
-#pragma unroll
-    for (int i = 0; i < UnitsM / 2; ++i) {
-      const uint32_t left[4] = {to_tf32(a[2 * i][0]), to_tf32(a[2 * i + 1][0]), to_tf32(a[2 * i][1]),
-                                to_tf32(a[2 * i + 1][1])};
-#pragma unroll
-      for (int j = 0; j < UnitsN; ++j) mma_tf32(sum[i][j], left, right[j]);
-    }
-  }
-};
-
-/// Operands as sums of two tf32 numbers, three of their four products: float32's error at a third of tf32's rate.
-struct Float32Products {
-  static constexpr int kBlocks = 1;
-
-  /// The rest is zero where the value has no finite one, so that an infinite value stays so.
-  __device__ static __forceinline__ void split(float value, uint32_t& high, uint32_t& low) {
-    high = to_tf32(value);
-    const float rest = value - float_of(high);
-    low = to_tf32(fabsf(rest) <= fabsf(value) ? rest : 0.0f);
-  }
-
-  template <int UnitsM, int UnitsN>
-  __device__ static __forceinline__ void multiply(const float (&a)[UnitsM][2], const float (&b)[UnitsN][2],
-                                                  float (&sum)[UnitsM / 2][UnitsN][4]) {
-    uint32_t right[UnitsN][2], right_rest[UnitsN][2];
-#pragma unroll
-    for (int j = 0; j < UnitsN; ++j)
-#pragma unroll
-      for (int d = 0; d < 2; ++d) split(b[j][d], right[j][d], right_rest[j][d]);
-#pragma unroll
-    for (int i = 0; i < UnitsM / 2; ++i) {
-      uint32_t left[4], left_rest[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) split(a[2 * i + e % 2][e / 2], left[e], left_rest[e]);
-#pragma unroll
-      for (int j = 0; j < UnitsN; ++j) mma_tf32(sum[i][j], left_rest, right[j]);
-#pragma unroll
-      for (int j = 0; j < UnitsN; ++j) mma_tf32(sum[i][j], left, right_rest[j]);
-#pragma unroll
-      for (int j = 0; j < UnitsN; ++j) mma_tf32(sum[i][j], left, right[j]);
-    }
-  }
-};
-
-/// Operands rounded to bf16: relative error of a product about 4e-3.
-struct Bf16Products {
-  static constexpr int kBlocks = 2;
-
-  template <int UnitsM, int UnitsN>
-  __device__ static __forceinline__ void multiply(const float (&a)[UnitsM][4], const float (&b)[UnitsN][4],
-                                                  float (&sum)[UnitsM / 2][UnitsN][4]) {
-    uint32_t right[UnitsN][2];
-#pragma unroll
-    for (int j = 0; j < UnitsN; ++j)
-#pragma unroll
-      for (int d = 0; d < 2; ++d) right[j][d] = to_bf16x2(b[j][2 * d], b[j][2 * d + 1]);
-#pragma unroll
-    for (int i = 0; i < UnitsM / 2; ++i) {
-      uint32_t left[4];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) left[e] = to_bf16x2(a[2 * i + e % 2][e / 2 * 2], a[2 * i + e % 2][e / 2 * 2 + 1]);
-#pragma unroll
-      for (int j = 0; j < UnitsN; ++j) mma_bf16(sum[i][j], left, right[j]);
-    }
-  }
-};
 
 /// Where a thread's warp and lane lie in the block's product.
 template <class T>
@@ -191,30 +43,67 @@ struct Place {
 
 /// sum += the products of one stage.
 template <class T, class Products, class LayoutA, class LayoutB>
-__device__ __forceinline__ void multiply_stage(const float* a, const float* b, const Place<T>& place, Sums<T>& sum) {
-  constexpr int kBlocks = Products::kBlocks;
+__device__ __forceinline__ void multiply_stage(const typename T::Element* a, const typename T::Element* b,
+                                               const Place<T>& place, Sums<T>& sum) {
 #pragma unroll
-  for (int block = 0; block < T::kDepth / 8; block += kBlocks) {
-    float left[T::kUnitsM][2 * kBlocks], right[T::kUnitsN][2 * kBlocks];
-    LayoutA::template read<T::kUnitsM, kBlocks>(a, place.row, block, place.lane, left);
-    LayoutB::template read<T::kUnitsN, kBlocks>(b, place.column, block, place.lane, right);
+  for (int depth = 0; depth < T::kDepth; depth += Products::kStep) {
+    typename Products::Value left[T::kUnitsM][Products::kValues], right[T::kUnitsN][Products::kValues];
+    LayoutA::read(a, place.row, depth, place.lane, left);
+    LayoutB::read(b, place.column, depth, place.lane, right);
     Products::template multiply<T::kUnitsM, T::kUnitsN>(left, right, sum);
   }
 }
 
-/// sum = the products of the steps [first, last) of the depth, kDepth each. A loader's load(operand, step) starts the
-/// calling thread's copies of one step. All threads of the block are done with `shared` when it returns.
+/// Results lie in a lane's registers as the instructions leave them. Of float32 operands, four units' are neighbours in
+/// a row of the result; of bf16 operands only pairs are, so that lanes exchange pairs: even ones take the four columns
+/// of a unit that they share with the next lane, odd ones those of the unit after it.
+template <class T>
+__device__ __forceinline__ void arrange(Sums<T>& sum) {
+  if constexpr (sizeof(typename T::Element) == 2) {
+    const bool odd = threadIdx.x % 2 != 0;
+#pragma unroll
+    for (int i = 0; i < T::kUnitsM / 2; ++i)
+#pragma unroll
+      for (int j = 0; j < T::kUnitsN; j += 2)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+          float (&low)[4] = sum[i][j], (&high)[4] = sum[i][j + 1];
+          const float x = __shfl_xor_sync(0xffffffffu, odd ? low[e] : high[e], 1);
+          const float y = __shfl_xor_sync(0xffffffffu, odd ? low[e + 1] : high[e + 1], 1);
+          if (odd) {
+            low[e] = x;
+            low[e + 1] = y;
+          } else {
+            high[e] = x;
+            high[e + 1] = y;
+          }
+        }
+  }
+}
+
+/// The column, from the warp's first, of a lane's four neighbours number `four` in a row.
+template <class T>
+__device__ __forceinline__ int column_of_four(int four, int lane) {
+  const int t = lane % 4;
+  return sizeof(typename T::Element) == 4 ? four / 2 * 32 + (2 * t + four % 2) * 4 : (2 * four + t % 2) * 8 + t / 2 * 4;
+}
+
+/// sum = the products of the steps [first, last) of the depth, kDepth each, arranged. A loader's load(operand, step)
+/// starts the calling thread's copies of one step. All threads of the block are done with `shared` when it returns.
 template <class T, class Products, class LoaderA, class LoaderB>
-__device__ __forceinline__ void multiply_tile(const LoaderA& a, const LoaderB& b, int first, int last, float* shared,
-                                              Sums<T>& sum) {
+__device__ __forceinline__ void multiply_tile(const LoaderA& a, const LoaderB& b, int first, int last,
+                                              unsigned char* shared, Sums<T>& sum) {
+  using Element = typename T::Element;
+  static_assert(std::is_same_v<Element, typename Products::Element>, "operands in shared memory are as in memory");
 #pragma unroll
   for (int i = 0; i < T::kUnitsM / 2; ++i)
 #pragma unroll
     for (int j = 0; j < T::kUnitsN; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum[i][j][e] = 0.0f;
+  Element* stages = reinterpret_cast<Element*>(shared);
   const auto load = [&](int step, int stage) {
-    float* operands = shared + stage * T::kStageFloats;
+    Element* operands = stages + stage * T::kStageElements;
     if (step < last) {
       a.load(operands, step);
       b.load(operands + T::kM * T::kDepth, step);
@@ -229,37 +118,39 @@ __device__ __forceinline__ void multiply_tile(const LoaderA& a, const LoaderB& b
     wait_copies<T::kStages - 2>();
     __syncthreads();  // this stage is there for all, and nobody reads the one that is loaded next
     load(step + T::kStages - 1, stage == 0 ? T::kStages - 1 : stage - 1);
-    const float* operands = shared + stage * T::kStageFloats;
+    const Element* operands = stages + stage * T::kStageElements;
     multiply_stage<T, Products, typename LoaderA::Layout, typename LoaderB::Layout>(
         operands, operands + T::kM * T::kDepth, place, sum);
     stage = stage == T::kStages - 1 ? 0 : stage + 1;
   }
   wait_copies<0>();
   __syncthreads();
+  arrange<T>(sum);
 }
 
-/// Calls use(row, column, four) for each four consecutive results of the calling thread, rows and columns from the
-/// block's first; `four` may be changed.
+/// Calls use(row, column, four) for each four neighbours of the calling thread's arranged results, rows and columns
+/// from the block's first; `four` may be changed.
 template <class T, class Use>
 __device__ __forceinline__ void for_results(Sums<T>& sum, Use use) {
+  constexpr bool kWide = sizeof(typename T::Element) == 4;
   const Place<T> place;
-  const int g = place.lane / 4, t = place.lane % 4;
 #pragma unroll
   for (int u = 0; u < T::kUnitsM; ++u) {
-    const int row = place.row + unit_line(u, g);
+    const int row = place.row + unit_line<typename T::Element>(u, place.lane / 4);
 #pragma unroll
-    for (int j = 0; j < T::kUnitsN; j += 4)
-#pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        const int e = u % 2 * 2 + v;
-        float (&s)[T::kUnitsN][4] = sum[u / 2];
-        float4 four = make_float4(s[j][e], s[j + 1][e], s[j + 2][e], s[j + 3][e]);
-        use(row, place.column + unit_line(j, 2 * t + v), four);
-        s[j][e] = four.x;
-        s[j + 1][e] = four.y;
-        s[j + 2][e] = four.z;
-        s[j + 3][e] = four.w;
-      }
+    for (int i = 0; i < T::kUnitsN / 2; ++i) {
+      float (&s)[T::kUnitsN][4] = sum[u / 2];
+      const int e = kWide ? u % 2 * 2 + i % 2 : u % 2 * 2, j = kWide ? i / 2 * 4 : 2 * i;
+      float &x = s[j][e], &y = kWide ? s[j + 1][e] : s[j][e + 1];
+      float& z = kWide ? s[(j + 2) % T::kUnitsN][e] : s[j + 1][e];
+      float& w = kWide ? s[(j + 3) % T::kUnitsN][e] : s[j + 1][e + 1];
+      float4 four = make_float4(x, y, z, w);
+      use(row, place.column + column_of_four<T>(i, place.lane), four);
+      x = four.x;
+      y = four.y;
+      z = four.z;
+      w = four.w;
+    }
   }
 }
 

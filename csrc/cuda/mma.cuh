@@ -108,6 +108,43 @@ void multiply_warp(MmaLane& mine, A a_at, B b_at) {
 }
 #endif
 
+/// A bf16 number's bits in memory.
+using Bf16 = uint16_t;
+
+/// Four 8 x 8 matrices of bf16 from shared memory: the lanes' `row` points to rows of 16 bytes, lanes 8 i to 8 i + 7 of
+/// matrix i. values[i] becomes elements (g, 2t) and (g, 2t + 1) of it, or of its transpose.
+template <bool Transposed>
+__device__ __forceinline__ void load_matrices(const Bf16* row, uint32_t (&values)[4]) {
+#ifdef MEDMPI_CUDA_EMULATED
+  struct Lane {
+    const Bf16* row;
+    uint32_t* values;
+  } mine{row, values};
+  emulate::warp_collective(MEDMPI_SITE, 0xffffffffu, mine, [](Lane* const* lanes) {
+    for (int matrix = 0; matrix < 4; ++matrix)
+      for (int lane = 0; lane < 32; ++lane) {
+        const auto at = [&](int i, int j) {
+          return uint32_t{Transposed ? lanes[matrix * 8 + j]->row[i] : lanes[matrix * 8 + i]->row[j]};
+        };
+        const int g = lane / 4, t = lane % 4;
+        lanes[lane]->values[matrix] = at(g, 2 * t) | at(g, 2 * t + 1) << 16;
+      }
+  });
+#else
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (Transposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+                 : "r"(from)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(values[0]), "=r"(values[1]), "=r"(values[2]), "=r"(values[3])
+                 : "r"(from)
+                 : "memory");
+#endif
+}
+
 /// d += a b, 16 x 8 x 8, operands in tf32. All lanes of the warp call it.
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
 #ifdef MEDMPI_CUDA_EMULATED
