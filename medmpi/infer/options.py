@@ -75,7 +75,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "specificity: the run's operating points (0.5)",
     )  # fmt: skip
     add("--watch", metavar="DIR", help="a folder to which images are added")
-    add("--listen", type=int, metavar="PORT", help="answer DICOM C-STORE (and C-ECHO) on this port; 0 takes a free one")
+    add(
+        "--listen", type=int, metavar="PORT",
+        help="answer DICOM C-STORE (and C-ECHO) on this port; 0 takes a free one and keeps it over restarts",
+    )  # fmt: skip
     add("--bind", default="127.0.0.1", metavar="ADDRESS", help="address to listen on (127.0.0.1: this machine only)")
     add("--ae-title", default="MEDMPI", metavar="NAME", help="of the listener (MEDMPI)")
     add("--idle", type=float, default=0.0, metavar="S", help="end after so many seconds without an image (0: never)")

@@ -6,15 +6,23 @@ that got no answer sends again. Sending an image twice is harmless.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import re
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medmpi.files import write_whole
 from medmpi.train.failure import ERROR, Failure
 
 _SUCCESS, _NO_ROOM, _CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
+PORT = "port"
+"""The file that says on which port the listener was last."""
+_PATIENCE = 5.0  # seconds for which a port may be in use
 _LARGEST = 2 << 30
 _UID = re.compile(r"[0-9.]{1,64}")
 
@@ -37,13 +45,28 @@ class Store:
             entity.add_supported_context(context.abstract_syntax, ALL_TRANSFER_SYNTAXES)
         entity.add_supported_context(Verification)
         entity.maximum_associations = 32
-        try:
-            self._server: Any = entity.start_server(
-                (bind, port), block=False, evt_handlers=[(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, _echo)]
-            )
-        except OSError as error:
-            raise Failure(f"cannot listen on {bind}:{port}: {error.strerror or error}", ERROR) from None
+        handlers = [(evt.EVT_C_STORE, self._store), (evt.EVT_C_ECHO, _echo)]
+
+        def start(number: int) -> Any:
+            return entity.start_server((bind, number), block=False, evt_handlers=handlers)
+
+        self._server: Any = self._start(start, bind, port)
         self.port = int(self._server.socket.getsockname()[1])
+        write_whole(out / PORT, f"{self.port}\n")
+
+    def _start(self, start: Callable[[int], Any], bind: str, port: int) -> Any:
+        """Port 0 is the one of the last start if it is free. A listener that is just ending is waited for."""
+        if port == 0:
+            with contextlib.suppress(OSError, ValueError, OverflowError):
+                return start(int((self.out / PORT).read_text()))
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return start(port)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or time.monotonic() > end:
+                    raise Failure(f"cannot listen on {bind}:{port}: {error.strerror or error}", ERROR) from None
+                time.sleep(0.1)
 
     def _store(self, event: Any) -> int:
         """Writes one image and gives the status of the answer."""

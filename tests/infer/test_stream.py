@@ -24,6 +24,7 @@ from processes import ranks_of
 from medmpi.infer.main import main
 from medmpi.infer.spool import Incoming, Watched
 from medmpi.parallel import launch as launch_module
+from medmpi.train.failure import Failure
 
 pytest.importorskip("pydicom")
 # pynetdicom leaves the socket of a refused connection to the garbage collector: it is collected here, not in some
@@ -162,6 +163,30 @@ def _send_all(files, port, answers, stop):
 
 def _ranks(out):
     return ranks_of("medmpi.infer", str(out))
+
+
+def test_a_free_port_is_kept_over_restarts(tmp_path, monkeypatch):
+    pytest.importorskip("pynetdicom")
+    from medmpi.infer import store
+
+    monkeypatch.setattr(store, "_PATIENCE", 0.2)
+    (tmp_path / "incoming").mkdir()
+
+    def listen(port):
+        return store.Store(tmp_path, port=port, bind="127.0.0.1", ae_title="X", answered=set())
+
+    first = listen(0)
+    port = first.port
+    with pytest.raises(Failure, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
+        listen(port)
+    first.close()
+    second = listen(0)
+    second.close()
+    assert second.port == port
+    with socket.create_server(("127.0.0.1", port)):  # somebody else has taken it
+        third = listen(0)
+        third.close()
+    assert third.port != port
 
 
 def test_a_hundred_images_over_a_kill(classifier, tmp_path):
