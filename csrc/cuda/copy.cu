@@ -118,11 +118,14 @@ __global__ void __launch_bounds__(kThreads) transpose_tiles(int64_t tiles, int64
 }
 
 /// Few rows or few columns, as of images with few channels: consecutive threads write consecutive values.
+template <typename Index>
 __global__ void __launch_bounds__(kThreads)
     transpose_values(int64_t count, int64_t rows, int64_t columns, const float* x, float* y) {
   for (int64_t i = first_of_grid(); i < count; i += size_of_grid()) {
-    const int64_t image = i / (rows * columns), at = i - image * rows * columns, k = at / rows, j = at - k * rows;
-    y[i] = x[image * rows * columns + j * columns + k];
+    const auto size = static_cast<Index>(rows * columns), height = static_cast<Index>(rows);
+    const Index image = static_cast<Index>(i) / size, at = static_cast<Index>(i) - image * size;
+    const Index k = at / height, j = at - k * height;
+    y[i] = x[i - static_cast<int64_t>(at) + static_cast<int64_t>(j) * columns + k];
   }
 }
 
@@ -130,7 +133,8 @@ void transpose(int64_t n, int64_t rows, int64_t columns, const float* x, float* 
   const int64_t count = n * rows * columns;
   if (count <= 0) return;
   if (rows <= 8 || columns <= 8) {
-    launch(transpose_values, blocks_for(count, kThreads), kThreads, 0, count, rows, columns, x, y);
+    launch(count < int64_t{1} << 31 ? transpose_values<uint32_t> : transpose_values<uint64_t>,
+           blocks_for(count, kThreads), kThreads, 0, count, rows, columns, x, y);
     return;
   }
   const int64_t across = (columns + kTile - 1) / kTile, down = (rows + kTile - 1) / kTile, tiles = n * across * down;

@@ -26,11 +26,17 @@ void add(int64_t n, const float* a, const float* b, bool relu, float* y) { map<2
 void accumulate(int64_t n, float alpha, const float* x, float* y) { map<2, 1>(n, {{x, y}}, {{y}}, Accumulate{alpha}); }
 void scale(int64_t n, float factor, float* y) { map<1, 1>(n, {{y}}, {{y}}, Scale{factor}); }
 
-__global__ void __launch_bounds__(kThreads) fill_values(int64_t n, float value, float* y) {
+template <typename T>
+__global__ void __launch_bounds__(kThreads) fill_values(int64_t n, T value, T* y) {
   for (int64_t i = first_of_grid(); i < n; i += size_of_grid()) y[i] = value;
 }
 void fill(int64_t n, float value, float* y) {
-  if (n > 0) launch(fill_values, blocks_for(n, 4 * kThreads), kThreads, 0, n, value, y);
+  if (n <= 0) return;
+  const int64_t fours = aligned16(y) ? n / 4 : 0, rest = n - 4 * fours;
+  if (fours)
+    launch(fill_values<float4>, blocks_for(fours, kThreads), kThreads, 0, fours,
+           make_float4(value, value, value, value), reinterpret_cast<float4*>(y));
+  if (rest) launch(fill_values<float>, blocks_for(rest, kThreads), kThreads, 0, rest, value, y + 4 * fours);
 }
 
 /// Chunks of a sum, by the size alone.
@@ -80,12 +86,28 @@ bool all_finite(int64_t n, const float* x) {
   return !found;
 }
 
+/// Four values of each thread, or one; the channel of the next round is found by adding.
+template <bool kFours>
 __global__ void __launch_bounds__(kThreads)
     normalize_values(int64_t n, uint32_t c, const uint8_t* x, const float* scale_by, const float* shift, float* y) {
-  const auto step = static_cast<uint32_t>(size_of_grid() % c);
-  auto j = static_cast<uint32_t>(first_of_grid() % c);
+  constexpr uint32_t kEach = kFours ? 4 : 1;
+  const auto step = static_cast<uint32_t>(size_of_grid() * kEach % c);
+  auto j = static_cast<uint32_t>(first_of_grid() * kEach % c);
   for (int64_t i = first_of_grid(); i < n; i += size_of_grid()) {
-    y[i] = static_cast<float>(x[i]) * scale_by[j] + shift[j];
+    if constexpr (kFours) {
+      const uchar4 v = reinterpret_cast<const uchar4*>(x)[i];
+      const uint8_t in[4] = {v.x, v.y, v.z, v.w};
+      float out[4];
+      uint32_t k = j;
+#pragma unroll
+      for (int u = 0; u < 4; ++u) {
+        out[u] = static_cast<float>(in[u]) * scale_by[k] + shift[k];
+        k = k + 1 == c ? 0 : k + 1;
+      }
+      reinterpret_cast<float4*>(y)[i] = make_float4(out[0], out[1], out[2], out[3]);
+    } else {
+      y[i] = static_cast<float>(x[i]) * scale_by[j] + shift[j];
+    }
     j += step;
     j = j >= c ? j - c : j;
   }
@@ -96,8 +118,10 @@ void normalize(int64_t m, int64_t c, const uint8_t* x, const float* scale_by, co
   const auto bytes = static_cast<size_t>(c) * sizeof(float);
   const auto* factors = static_cast<const float*>(device_constant(scale_by, bytes));
   const auto* terms = static_cast<const float*>(device_constant(shift, bytes));
-  launch(normalize_values, blocks_for(m * c, 8 * kThreads), kThreads, 0, m * c, static_cast<uint32_t>(c), x, factors,
-         terms, y);
+  const bool fours = m * c % 4 == 0 && aligned16(y) && reinterpret_cast<uintptr_t>(x) % 4 == 0;
+  const int64_t count = fours ? m * c / 4 : m * c;
+  launch(fours ? normalize_values<true> : normalize_values<false>, blocks_for(count, 2 * kThreads), kThreads, 0, count,
+         static_cast<uint32_t>(c), x, factors, terms, y);
 }
 
 }  // namespace

@@ -72,8 +72,10 @@ __device__ __forceinline__ void weigh_many(Symmetry symmetry, int radius, const 
 
 /// A tile of `length` results along the axis (a multiple of kResults) by `width` columns.
 struct AxisTile {
-  int length, width;
-  int64_t along, across;  // tiles
+  int length, width, shift;  // width is 2^shift, or shift is negative
+  int64_t along, across;     // tiles
+
+  __device__ __forceinline__ int row_of(int e) const { return shift >= 0 ? e >> shift : e / width; }
 };
 
 /// Blocks of one tile each.
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) filter_tile(AxisFilter f, AxisTile g
   const int64_t plane = b / g.across / g.along * f.n * f.inner;
   for (int t = static_cast<int>(threadIdx.x); t <= 2 * radius; t += kThreads) tap[t] = taps[t];
   for (int e = static_cast<int>(threadIdx.x); e < rows * g.width; e += kThreads) {
-    const int row = e / g.width;
+    const int row = g.row_of(e);
     const int64_t k = k0 + e - row * g.width, i = i0 + row - radius;
     T value = static_cast<T>(f.outside);
     if (k < f.inner && i < f.n + radius) {
@@ -100,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) filter_tile(AxisFilter f, AxisTile g
   __syncthreads();
   // neighbouring threads take neighbouring columns, or runs of an odd number of results: no bank is asked twice
   for (int e = static_cast<int>(threadIdx.x); e < g.length / kResults * g.width; e += kThreads) {
-    const int run = e / g.width, column = e - run * g.width;
+    const int run = g.row_of(e), column = e - run * g.width;
     T sum[kResults];
     weigh_many(f.symmetry, radius, tap, tile + run * kResults * g.width + column, g.width, sum);
 #pragma unroll
@@ -135,6 +137,8 @@ template <typename T>
 AxisTile tile_for(const AxisFilter& f) {
   AxisTile g{};
   g.width = static_cast<int>(std::min<int64_t>(f.inner, 32));
+  for (g.shift = 0; 1 << g.shift < g.width;) ++g.shift;
+  if (1 << g.shift != g.width) g.shift = -1;
   const int64_t wanted = std::max<int64_t>(2 * f.radius, 4096 / g.width);
   const int64_t whole = (std::min(wanted, f.n) + kResults - 1) / kResults * kResults;
   for (int64_t length = whole; length >= kResults; length = length / 2 / kResults * kResults) {
@@ -198,7 +202,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t i = i0 + row - g.row_radius;
     const int64_t from_row = i < rows.n + g.row_radius ? rows.source(i) : -1;
     for (int e = thread % 32; e < (g.width + 2 * g.column_radius) * g.inner; e += 32) {
-      const int pixel = e / g.inner;
+      const int pixel = g.inner == 1 ? e : e / g.inner;
       const int64_t j = j0 + pixel - g.column_radius;
       float value = static_cast<float>(columns.outside);
       if (from_row >= 0 && j < columns.n + g.column_radius) {

@@ -33,13 +33,17 @@ struct Window {
   const T* x;  // of this outer index and channel
   int64_t z, y, column;
 
-  __device__ Window(const MedianShape& shape, const T* all, int64_t i) : s(shape) {
-    const int64_t width = s.width * s.channels, plane = s.height * width, volume = s.depth * plane;
-    const int64_t at = i % volume;
-    z = at / plane;
-    y = at % plane / width;
-    column = at % width / s.channels;
-    x = all + (i - at) + at % s.channels;
+  /// Index is 32 bits wide where that suffices: it divides faster.
+  template <typename Index>
+  __device__ Window(const MedianShape& shape, const T* all, Index i) : s(shape) {
+    const auto channels = static_cast<Index>(s.channels), columns = static_cast<Index>(s.width);
+    const auto lines = static_cast<Index>(s.height), planes = static_cast<Index>(s.depth);
+    const Index pixel = i / channels, line = pixel / columns, plane = line / lines, volume = plane / planes;
+    column = static_cast<int64_t>(pixel - line * columns);
+    y = static_cast<int64_t>(line - plane * lines);
+    z = static_cast<int64_t>(plane - volume * planes);
+    x = all + static_cast<int64_t>(volume) * s.depth * s.height * s.width * s.channels +
+        static_cast<int64_t>(i - pixel * channels);
   }
   /// Where the values at these distances lie, as parts of an offset; -1 for the constant.
   __device__ __forceinline__ int64_t depth(int64_t d) const {
@@ -91,11 +95,11 @@ __device__ __forceinline__ int median_of(int* v, const int* rest) {
   }
 }
 
-template <typename T, int RZ, int R>
+template <typename T, int RZ, int R, typename Index>
 __global__ void __launch_bounds__(kThreads) median_small(int64_t count, MedianShape s, const T* x, T* y) {
   constexpr int kTotal = (2 * RZ + 1) * (2 * R + 1) * (2 * R + 1), kKept = kTotal / 2 + 2;
   for (int64_t i = first_of_grid(); i < count; i += size_of_grid()) {
-    const Window<T> w(s, x, i);
+    const Window<T> w(s, x, static_cast<Index>(i));
     int64_t planes[2 * RZ + 1], lines[2 * R + 1], pixels[2 * R + 1];
 #pragma unroll
     for (int d = -RZ; d <= RZ; ++d) planes[d + RZ] = w.depth(d);
@@ -117,11 +121,11 @@ __global__ void __launch_bounds__(kThreads) median_small(int64_t count, MedianSh
 }
 
 /// The number of window values above a guess tells which half holds the median.
-template <typename T>
+template <typename T, typename Index>
 __global__ void __launch_bounds__(kThreads) median_by_bisection(int64_t count, MedianShape s, const T* x, T* y) {
   const int half = static_cast<int>(s.window() / 2);
   for (int64_t i = first_of_grid(); i < count; i += size_of_grid()) {
-    const Window<T> w(s, x, i);
+    const Window<T> w(s, x, static_cast<Index>(i));
     const auto for_window = [&](const auto& body) {
       for (int64_t dz = -s.rz; dz <= s.rz; ++dz) {
         const int64_t plane = w.depth(dz);
@@ -149,16 +153,24 @@ __global__ void __launch_bounds__(kThreads) median_by_bisection(int64_t count, M
   }
 }
 
+template <typename T, typename Index>
+void median_as(const MedianShape& s, int64_t count, const T* x, T* y) {
+  const bool square = s.ry == s.rx;
+  const auto kernel = s.rz == 0 && square && s.ry == 1   ? median_small<T, 0, 1, Index>
+                      : s.rz == 0 && square && s.ry == 2 ? median_small<T, 0, 2, Index>
+                      : s.rz == 1 && square && s.ry == 1 ? median_small<T, 1, 1, Index>
+                                                         : median_by_bisection<T, Index>;
+  launch(kernel, blocks_for(count, kThreads), kThreads, 0, count, s, x, y);
+}
+
 template <typename T>
 void median(const MedianShape& s, const T* x, T* y) {
   const int64_t count = s.outer * s.depth * s.height * s.width * s.channels;
   if (count <= 0) return;
-  const bool square = s.ry == s.rx;
-  const auto kernel = s.rz == 0 && square && s.ry == 1   ? median_small<T, 0, 1>
-                      : s.rz == 0 && square && s.ry == 2 ? median_small<T, 0, 2>
-                      : s.rz == 1 && square && s.ry == 1 ? median_small<T, 1, 1>
-                                                         : median_by_bisection<T>;
-  launch(kernel, blocks_for(count, kThreads), kThreads, 0, count, s, x, y);
+  if (count < int64_t{1} << 31)
+    median_as<T, uint32_t>(s, count, x, y);
+  else
+    median_as<T, uint64_t>(s, count, x, y);
 }
 
 }  // namespace
