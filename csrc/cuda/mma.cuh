@@ -9,19 +9,39 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef MEDMPI_CUDA_EMULATED
+#include <deque>
+#include <vector>
+#endif
+
 #include "cuda/launch.cuh"
 
 namespace medmpi::cuda {
+
+#ifdef MEDMPI_CUDA_EMULATED
+/// A copy that is under way: it is made as late as the waits allow, so that reading too early shows.
+struct PendingCopy {
+  void* to;
+  const void* from;
+  int bytes;
+  bool valid;
+};
+
+/// The running thread's groups of copies; the last one is open.
+inline std::deque<std::vector<PendingCopy>>& pending_copies() {
+  thread_local std::vector<std::deque<std::vector<PendingCopy>>> all(1024);
+  auto& mine = all[emulate::current->thread.x];
+  if (mine.empty()) mine.emplace_back();
+  return mine;
+}
+#endif
 
 /// Starts the copy of Bytes (4 or 16, aligned) to shared memory; zeros where not `valid`, and nothing is read.
 template <int Bytes>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 16, "sizes of the fast and the general path");
 #ifdef MEDMPI_CUDA_EMULATED
-  if (valid)
-    std::memcpy(shared, global, Bytes);
-  else
-    std::memset(shared, 0, Bytes);
+  pending_copies().back().push_back({shared, global, Bytes, valid});
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int from_bytes = valid ? Bytes : 0;
@@ -34,7 +54,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 
 /// Closes this thread's group of copies.
 __device__ __forceinline__ void commit_copies() {
-#ifndef MEDMPI_CUDA_EMULATED
+#ifdef MEDMPI_CUDA_EMULATED
+  pending_copies().emplace_back();
+#else
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
@@ -42,7 +64,15 @@ __device__ __forceinline__ void commit_copies() {
 /// Waits until at most Pending of this thread's youngest groups are under way.
 template <int Pending>
 __device__ __forceinline__ void wait_copies() {
-#ifndef MEDMPI_CUDA_EMULATED
+#ifdef MEDMPI_CUDA_EMULATED
+  auto& groups = pending_copies();
+  for (; groups.size() > Pending + 1; groups.pop_front())
+    for (const PendingCopy& copy : groups.front())
+      if (copy.valid)
+        std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
+      else
+        std::memset(copy.to, 0, static_cast<size_t>(copy.bytes));
+#else
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 #endif
 }

@@ -28,17 +28,16 @@ struct Tf32Products {
   }
 };
 
-/// Operands as sums of two tf32 numbers, three of their four products: float32's error at a third of tf32's rate.
+/// Operands as sums of two tf32 numbers, three of their four products: float32's error at a third of tf32's rate. Sums
+/// with an infinite value become NaN.
 struct Float32Products {
   using Element = float;
   using Value = float;
   static constexpr int kStep = 8, kValues = 2;
 
-  /// The rest is zero where the value has no finite one, so that an infinite value stays so.
   __device__ static __forceinline__ void split(float value, uint32_t& high, uint32_t& low) {
     high = to_tf32(value);
-    const float rest = value - float_of(high);
-    low = to_tf32(fabsf(rest) <= fabsf(value) ? rest : 0.0f);
+    low = to_tf32(value - float_of(high));
   }
 
   template <int UnitsM, int UnitsN>
