@@ -170,6 +170,9 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
         if (p.bias) std::memcpy(start, p.bias + work.column, static_cast<size_t>(work.columns) * sizeof(float));
         work.start = d ? nullptr : start;
         work.b = weight + (q - g) * kPanel * p.c + s0 * kStep * width;
+        // weights that meet one block only come from memory
+        const bool more = plan.blocks == 1 && q + 1 < stop;
+        const int64_t lines = more ? work.depth * kPanel / kLine : 0, depth_steps = s1 - s0;
         for (int64_t t = t0; t < t1; ++t, ++op) {
           work.a = plan.packed ? packed + (t - t0) * plan.tile_size : x + (pixel(t) - first) * p.in.pixel;
           work.a += s0 * work.a_step;
@@ -179,6 +182,9 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
             work.next = rows + begin;
             work.next_count = ahead_count * (op + 1) / ((q1 - q0) * tiles) - begin;
           }
+          const int64_t line = lines * (t - t0) / tiles;
+          work.ahead = work.b + kPanel * p.c + line * kLine;
+          work.ahead_count = ceil_div(lines * (t + 1 - t0) / tiles - line, depth_steps);
           const int64_t height = pixel(t + 1) - pixel(t);
           (width == kPanel ? tile_of<2> : tile_of<1>)(height)(work);
         }

@@ -7,6 +7,7 @@ namespace {
 
 constexpr int64_t kStep = 16;  // channels of a packed pixel that lie side by side
 constexpr int64_t kTileStep = kTileRows * kStep;
+constexpr int64_t kLine = 16;  // floats
 
 /// What one register tile needs.
 struct TileWork {
@@ -21,6 +22,8 @@ struct TileWork {
   int64_t y_ahead;                 // rows of y asked for at each step
   const float* const* next;        // pixels that are asked for ahead, one step of each at each step
   int64_t next_count, next_first;  // next_first: the step's first channel
+  const float* ahead;              // weights that are asked for ahead, so many lines at each step
+  int64_t ahead_count;
 };
 
 using Tile = void (*)(const TileWork& work);
@@ -57,7 +60,7 @@ __attribute__((noinline)) void tile(const TileWork& t) {
       const bool part = !t.start && v == Vecs - 1 && last < kLanes;
       sum[i][v] = part ? load_part(from + v * kLanes, last) : load(from + v * kLanes);
     }
-  const float *a = t.a, *b = t.b;
+  const float *a = t.a, *b = t.b, *ahead = t.ahead;
   int64_t row = 0;
   for (int64_t c = 0; c < t.depth; c += kStep, a += t.a_step) {
 #pragma GCC unroll 1
@@ -65,6 +68,7 @@ __attribute__((noinline)) void tile(const TileWork& t) {
       __builtin_prefetch(t.y[row] + t.column, 1);
       __builtin_prefetch(t.y[row] + t.column + t.columns - 1, 1);
     }
+    for (int64_t i = 0; i < t.ahead_count; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
     for (int64_t i = 0; i < t.next_count; ++i) __builtin_prefetch(t.next[i] + t.next_first + c, 0, 2);
     const float* base[(Rows + 2) / 3];
 #pragma GCC unroll 5
