@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,7 @@ from medmpi.data import DataError
 
 Pixels = NDArray[np.uint8]
 FILL = 255  # glass
+_LIKELY = (0.02, 20.0)  # um a pixel
 _BLOCKS, _BLOCK = 64, 1 << 16  # of a file that identify it
 
 
@@ -102,14 +104,34 @@ def open_slide(path: str | os.PathLike[str]) -> Slide:
         try:
             slide = reader(path)
             if isinstance(slide, OpenSlideReader) and slide.generic and len(slide.shapes) == 1:
-                slide.close()
-                return TiffReader(path)
+                return _one_level(slide, TiffReader)
             return slide
         except DataError as error:
             said.append(f"{reader.reader}: {error.cause}")
         except ImportError as error:
             said.append(f"{reader.reader}: {error}; pip install 'medmpi[slide]'")
     raise DataError(path, "; ".join(said), "expected SVS, NDPI, MRXS, DICOM, TIFF or another format of OpenSlide")
+
+
+def _one_level(slide: Slide, other: Callable[[Path], Slide]) -> Slide:
+    """A TIFF of one level to OpenSlide: ``other`` may find more. What that one does not take OpenSlide turns to RGB
+    (16 bits, palettes, CMYK); not floating point, as the first pixel shows."""
+    try:
+        found = other(slide.path)
+    except DataError:
+        try:
+            slide.read(0, 0, 0, 1, 1)
+        except BadTile:
+            slide.close()
+            raise DataError(slide.path, "cannot turn its pixels to RGB", "") from None
+        return slide
+    slide.close()
+    return found
+
+
+def likely(mpp: tuple[float, float]) -> tuple[float, float] | None:
+    """None for microns per pixel that no microscope has: 72 dots per inch and other units are no measurement."""
+    return mpp if all(_LIKELY[0] < value < _LIKELY[1] for value in mpp) else None
 
 
 def _first_dicom(folder: Path) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 import openslide
 
 from medmpi.data import DataError
-from medmpi.slide.reader import FILL, BadTile, Pixels, Slide
+from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, likely
 
 
 class OpenSlideReader(Slide):
@@ -25,7 +25,7 @@ class OpenSlideReader(Slide):
         # OpenSlide shows one level of pyramids whose levels are sub-images, as OME and QuPath write them.
         self.generic = properties.get("openslide.vendor") == "generic-tiff"
         try:
-            self.mpp = float(properties["openslide.mpp-y"]), float(properties["openslide.mpp-x"])
+            self.mpp = likely((float(properties["openslide.mpp-y"]), float(properties["openslide.mpp-x"])))
         except (KeyError, ValueError):
             self.mpp = None
 

@@ -10,10 +10,10 @@ import numpy as np
 import tifffile
 
 from medmpi.data import DataError
-from medmpi.slide.reader import FILL, BadTile, Pixels, Slide
+from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, likely
 
 _MICRONS = {2: 25400.0, 3: 10000.0}  # of TIFF's resolution units
-_LIKELY = (0.02, 20.0)  # um a pixel; 72 dots per inch and the like are no measurement
+_COLOURS = ("MINISBLACK", "RGB", "YCBCR")
 
 
 class TiffReader(Slide):
@@ -30,6 +30,8 @@ class TiffReader(Slide):
                 samples = page.samplesperpixel
                 if page.dtype != np.uint8 or samples not in (1, 3, 4) or len(page.shape) not in (2, 3):
                     raise ValueError(f"pixels are {page.dtype} {page.shape}, expected 8-bit RGB or grey")
+                if page.photometric.name not in _COLOURS:
+                    raise ValueError(f"colours are stored as {page.photometric.name}, expected RGB or grey")
                 if page.planarconfig == 2 and samples > 1:
                     raise ValueError("colours are stored in planes, expected pixel by pixel")
         except Exception as error:  # tifffile raises many kinds for damaged files
@@ -63,7 +65,7 @@ class TiffReader(Slide):
             if not above or not below:
                 return None
             found.append(unit * below / above)
-        return (found[0], found[1]) if all(_LIKELY[0] < value < _LIKELY[1] for value in found) else None
+        return likely((found[0], found[1]))
 
     def _read(self, level: int, y: int, x: int, h: int, w: int) -> Pixels:
         page = self._pages[level]

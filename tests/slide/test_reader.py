@@ -14,7 +14,7 @@ from medmpi.slide.reader import BadTile, open_slide, slide_id
 from medmpi.slide.reader_openslide import OpenSlideReader
 from medmpi.slide.reader_tiff import TiffReader
 from medmpi.slide.store import Store, open_source
-from tests.slide.conftest import tissue_slide, write_slide
+from tests.slide.conftest import tifffile, tissue_slide, write_slide
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "slides"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared/data beside the checkout")
@@ -155,3 +155,56 @@ def test_a_scanner_s_slide():
 def test_an_unreadable_slide_is_refused():
     with pytest.raises(DataError), open_slide(DATA / "unreadable.svs") as slide:
         slide.read(0, 0, 0, *slide.shapes[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("rgba", {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+        ("16 bits", {"photometric": "rgb"}),
+        ("planes", {"photometric": "rgb", "planarconfig": "separate"}),
+        ("palette", {"photometric": "palette"}),
+        ("white is zero", {"photometric": "miniswhite"}),
+        ("jpeg2000", {"photometric": "rgb", "compression": "jpeg2000"}),
+    ],
+)
+def test_colours_of_any_kind_are_rgb(tmp_path, kind, options):
+    """A palette's numbers and the like are never taken for colours."""
+    want = tissue_slide((300, 260))
+    image, path = want, tmp_path / "a b ü.tif"
+    if kind == "rgba":
+        image = np.dstack([want, np.full(want.shape[:2], 255, np.uint8)])
+    elif kind == "16 bits":
+        image = want.astype(np.uint16) * 257
+    elif kind == "planes":
+        image = np.ascontiguousarray(np.moveaxis(want, -1, 0))
+    elif kind == "palette":
+        image = want[..., 0]
+        table = np.random.default_rng(0).integers(0, 256, (3, 256))
+        options = {**options, "colormap": (table * 257).astype(np.uint16)}
+        want = np.moveaxis(table, 0, -1)[image]
+    elif kind == "white is zero":
+        image = 255 - want[..., 0]
+        want = np.repeat(want[..., :1], 3, axis=-1)
+    tifffile.imwrite(path, image, tile=(128, 128), metadata=None, **options)
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 0, *want.shape[:2]), want)
+
+
+def test_floating_point_is_refused_and_odd_resolutions_are_none(tmp_path):
+    image = tissue_slide((300, 260))
+    tifffile.imwrite(tmp_path / "float.tif", image.astype(np.float32), tile=(128, 128), photometric="rgb")
+    with pytest.raises(DataError, match="float32"):
+        open_slide(tmp_path / "float.tif")
+    for levels in (1, 3):  # by either reader
+        path = tmp_path / f"{levels}.tif"
+        with tifffile.TiffWriter(path) as file:
+            for level in range(levels):
+                file.write(
+                    image[:: 2**level, :: 2**level], tile=(128, 128), photometric="rgb", metadata=None,
+                    resolution=(72, 72), resolutionunit="INCH", subfiletype=1 if level else 0,
+                )  # fmt: skip
+        with open_slide(path) as slide:
+            assert slide.mpp is None
+            with pytest.raises(DataError, match="microns per pixel"):
+                slide.level_for(0.5)
