@@ -39,7 +39,7 @@ TYPES = (
     (r"-> tuple$", "-> tuple[Any, ...]"),
 )
 
-SPECIAL = ("__init__", "__enter__", "__exit__", "__len__")
+SPECIAL = ("__init__", "__enter__", "__exit__", "__len__", "__getitem__", "__setitem__")
 
 
 def signature_of(member: object) -> str:
@@ -61,6 +61,12 @@ def render() -> str:
             continue
         lines.append(f"class {name}:")
         for method in sorted(m for m in vars(member) if m in SPECIAL or not m.startswith("_")):
+            if method == "__init__" and not signature_of(getattr(member, method)).startswith("__init__("):
+                continue  # no constructor
+            if isinstance(vars(member)[method], property):
+                result = signature_of(vars(member)[method].fget).rpartition(" -> ")[2]
+                lines += ["    @property", f"    def {method}(self) -> {result}: ..."]
+                continue
             if isinstance(vars(member)[method], staticmethod):
                 lines.append("    @staticmethod")
             signature = re.sub(r"\(self: [\w.:]+", "(self", signature_of(getattr(member, method)))

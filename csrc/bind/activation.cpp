@@ -9,7 +9,7 @@ void bind_activation(py::module_& m) {
         Call call("relu");
         const auto in = call.flat_in<float>("x", x);
         const auto y = call.flat_out<float>("out", out, in.size(), in.data);
-        const auto kernel = host_ops().activation->relu;
+        const auto kernel = call.ops().activation->relu;
         call.launch(kernel, [=] { kernel(in.size(), in.data, y.data); });
       },
       py::arg("x"), py::arg("out"));
@@ -22,7 +22,7 @@ void bind_activation(py::module_& m) {
         call.require(grad.size() == saved.size(),
                      [&] { return "dy has " + text(grad.size()) + " values, y has " + text(saved.size()); });
         const auto dx = call.flat_out<float>("out", out, grad.size(), grad.data);
-        const auto kernel = host_ops().activation->relu_backward;
+        const auto kernel = call.ops().activation->relu_backward;
         call.run(kernel, [&] { kernel(grad.size(), grad.data, saved.data, dx.data); });
       },
       py::arg("dy"), py::arg("y"), py::arg("out"));

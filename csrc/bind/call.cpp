@@ -27,6 +27,7 @@ void Call::borrow(const char* name, py::handle array, bool writable, const char*
   Py_buffer v;
   if (PyObject_GetBuffer(array.ptr(), &v, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0)) != 0) {
     PyErr_Clear();
+    if (borrow_device(name, array, writable, want)) return;
     if (!PyObject_CheckBuffer(array.ptr()))
       throw py::type_error(at + " is a " + Py_TYPE(array.ptr())->tp_name + ", expected a " + want + " array");
     if (PyObject_GetBuffer(array.ptr(), &v, PyBUF_FULL_RO) != 0) {
@@ -48,6 +49,46 @@ void Call::borrow(const char* name, py::handle array, bool writable, const char*
   views_[count_] = v;
   names_[count_] = name;
   ++count_;
+  if (place_ != kHost) check_place(name, kHost);
+}
+
+bool Call::borrow_device(const char* name, py::handle array, bool writable, const char* want) {
+  if (PyObject_CheckBuffer(array.ptr())) return false;
+  const std::string at = std::string(op_) + ": " + name;
+  py::object view;
+  if (!DeviceArray::view_of(array, at, writable, view)) return false;
+  const auto& mine = view.cast<const DeviceArray&>();
+  if (std::strcmp(mine.type().name, want) != 0)
+    throw py::type_error(at + " has dtype " + mine.type().name + ", expected " + want);
+  Py_buffer& v = views_[count_];
+  v = {};
+  v.buf = mine.data();
+  v.len = static_cast<Py_ssize_t>(mine.bytes());
+  v.itemsize = static_cast<Py_ssize_t>(mine.type().size);
+  v.ndim = static_cast<int>(mine.shape().size());
+  v.shape = const_cast<Py_ssize_t*>(mine.shape().data());
+  memories_.push_back(mine.memory());
+  v.obj = view.release().ptr();  // given back with the others
+  names_[count_] = name;
+  ++count_;
+  check_place(name, kDevice);
+  return true;
+}
+
+const void* Call::address(py::handle array) {
+  if (PyObject_CheckBuffer(array.ptr())) return py::reinterpret_borrow<py::buffer>(array).request().ptr;
+  py::object view;
+  return DeviceArray::view_of(array, "out", false, view) ? view.cast<const DeviceArray&>().data() : nullptr;
+}
+
+void Call::check_place(const char* name, Place place) {
+  if (place_ == kAnywhere) place_ = place;
+  if (place_ == kTable && place == kHost) return;
+  const auto where = [](Place p) { return p == kDevice ? "on the device" : "in host memory"; };
+  if (place_ != place)
+    bad(std::string(name) + " is " + where(place) + ", expected it " + where(place_) +
+        (place_ == kTable ? "" : std::string(" as ") + names_[0]) + "; copy it with " +
+        (place == kDevice ? "to_host" : "to_device"));
 }
 
 void Call::unrecordable() const {

@@ -1,6 +1,6 @@
 #pragma once
 // What every binding needs: one Call per call from Python. It checks arrays and names what is wrong with them, keeps
-// them alive, and runs a kernel of the table in use with the interpreter lock released.
+// them alive, and runs a kernel of the table for where they are, host or device, with the interpreter lock released.
 #include <pybind11/pybind11.h>
 
 #include <array>
@@ -10,7 +10,9 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
+#include "bind/device_array.h"
 #include "bind/recording.h"
 #include "ops/ops.h"
 
@@ -123,6 +125,27 @@ class Call {
     return {static_cast<T*>(v.buf), {v.len / v.itemsize}};
   }
 
+  /// A small table in host memory wherever the other arrays are; of T, N dimensions.
+  template <typename T, size_t N>
+  Tensor<const T, N> table(const char* name, py::handle array) {
+    const Place place = std::exchange(place_, kTable);
+    const auto t = in<T, N>(name, array);
+    place_ = place;
+    return t;
+  }
+  template <typename T, size_t N>
+  Tensor<const T, N> table(const char* name, py::handle array, std::array<int64_t, N> want) {
+    const auto t = table<T, N>(name, array);
+    expect(name, t.shape, want);
+    return t;
+  }
+  /// Where an array begins, or null for what is no array.
+  static const void* address(py::handle array);
+
+  /// The kernels for where the arrays seen so far are.
+  const Ops& ops() const { return place_ == kDevice ? *device_ops() : host_ops(); }
+  bool on_device() const { return place_ == kDevice; }
+
   /// Raises ValueError "op: message".
   [[noreturn]] void bad(const std::string& message) const { throw py::value_error(std::string(op_) + ": " + message); }
   void require(bool ok, const char* message) const {
@@ -139,6 +162,7 @@ class Call {
   void run(Entry* built, Kernel&& kernel) const {
     if (Recording::active()) unrecordable();
     check_built(built);
+    if (on_device()) return run_on_device(kernel);
     py::gil_scoped_release nogil;
     kernel();
   }
@@ -147,15 +171,34 @@ class Call {
   void launch(Entry* built, const Kernel& kernel) const {
     check_built(built);
     if (Recording* recording = Recording::active()) {
-      recording->add(kernel);
+      if (on_device())
+        recording->add([memories = memories_, kernel] { use(memories, kernel); });
+      else
+        recording->add(kernel);
       keep_arrays(*recording);
     }
+    if (on_device()) return run_on_device(kernel);
     py::gil_scoped_release nogil;
     kernel();
   }
 
  private:
   static constexpr int kMaxArrays = 24;
+  enum Place { kAnywhere, kHost, kDevice, kTable };
+  using Memories = std::vector<std::shared_ptr<DeviceMemory>>;
+
+  /// Runs a kernel on the calling thread's stream, in order with what else uses its memory.
+  template <typename Kernel>
+  static void use(const Memories& memories, Kernel&& kernel) {
+    for (const auto& memory : memories) memory->begin_use();
+    kernel();
+    for (const auto& memory : memories) memory->end_use();
+  }
+  template <typename Kernel>
+  void run_on_device(Kernel&& kernel) const {
+    py::gil_scoped_release nogil;
+    use(memories_, kernel);
+  }
 
   template <typename T, size_t N>
   Tensor<T, N> shaped(const char* name, py::handle array, bool writable) {
@@ -194,7 +237,7 @@ class Call {
   }
   void check_built(const void* entry) const {
     if (entry) return;
-    PyErr_Format(PyExc_NotImplementedError, "%s: not built for backend %s", op_, host_ops().name);
+    PyErr_Format(PyExc_NotImplementedError, "%s: not built for backend %s", op_, ops().name);
     throw py::error_already_set();
   }
   template <typename Result, typename... Args>
@@ -205,10 +248,15 @@ class Call {
   /// Arrays outside the arena live as long as the recording.
   void keep_arrays(Recording& recording) const;
   void borrow(const char* name, py::handle array, bool writable, const char* want, size_t itemsize);
+  bool borrow_device(const char* name, py::handle array, bool writable, const char* want);
+  /// ValueError where host and device arrays meet in one call.
+  void check_place(const char* name, Place place);
   void check_overlap(const char* name, const void* same) const;
 
   const char* op_;
   int count_ = 0;
+  Place place_ = kAnywhere;
+  Memories memories_;  // of device arrays
   const char* names_[kMaxArrays];
   Py_buffer views_[kMaxArrays];
 };

@@ -15,7 +15,7 @@ void define(py::module_& m, const char* name, void (*ColorOps::*entry)(int64_t, 
         const auto in = call.flat_in<T>("image", x);
         call.require(in.size() % 3 == 0, "image must have three channels");
         const auto y = call.flat_out<U>("out", out, in.size() / 3 * channels);
-        const auto kernel = host_ops().color->*entry;
+        const auto kernel = call.ops().color->*entry;
         if (in.size()) call.run(kernel, [&] { kernel(in.size() / 3, in.data, y.data); });
       },
       py::arg("x"), py::arg("out"));

@@ -48,7 +48,7 @@ Conv2dAlgo algo_of(const Call& call, const std::string& name, const Conv2dShape&
 }
 
 /// All that the packed weights of a forward pass depend on; the number of images is not part of it.
-WeightCache::Key key_of(const Conv2dShape& g, Conv2dAlgo algo) {
+WeightCache::Key key_of(const Conv2dShape& g, Conv2dAlgo algo, const Ops& ops) {
   return {g.h,
           g.w,
           g.c,
@@ -65,7 +65,7 @@ WeightCache::Key key_of(const Conv2dShape& g, Conv2dAlgo algo) {
           g.pad_left,
           g.pad_right,
           static_cast<int64_t>(algo),
-          reinterpret_cast<intptr_t>(&host_ops())};
+          reinterpret_cast<intptr_t>(&ops)};
 }
 
 void forward(const py::object& x, const py::object& weight, const py::object& bias, const py::object& residual,
@@ -81,11 +81,13 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   const auto mu = call.maybe_out<double, 1>("mean", mean, {g.k});
   const auto squares = call.maybe_out<double, 1>("m2", m2, {g.k});
   const auto how = algo_of(call, algo, g);
-  const auto kernel = host_ops().conv2d->forward;
+  const auto kernel = call.ops().conv2d->forward;
   const Conv2dEpilogue epilogue{b.data, other.data, relu, mu.data, squares.data};
   if (Recording* recording = Recording::active(); recording && cache) recording->keep(py::cast(cache));
+  const Ops* ops = &call.ops();
+  if (call.on_device()) cache = nullptr;  // it is in host memory
   call.launch(kernel, [=] {
-    const WeightCache::Use use(cache, cache ? key_of(g, how) : WeightCache::Key{});
+    const WeightCache::Use use(cache, cache ? key_of(g, how, *ops) : WeightCache::Key{});
     kernel(g, how, in.data, filter.data, epilogue, y.data);
   });
 }
@@ -99,7 +101,7 @@ void backward_data(const std::string& name, const py::object& dy, const py::obje
   const auto b = call.maybe<float, 1>("bias", bias, {g.c});
   const auto dx = call.out<float, 4>("out", out, x_shape);
   const auto how = algo_of(call, algo, g);
-  const auto kernel = host_ops().conv2d->backward_data;
+  const auto kernel = call.ops().conv2d->backward_data;
   call.launch(kernel, [=] { kernel(g, how, grad.data, filter.data, b.data, dx.data); });
 }
 
@@ -111,7 +113,7 @@ void backward_weight(const std::string& name, const py::object& dy, const py::ob
   const auto grad = call.in<float, 4>("dy", dy, output(g));
   const auto dweight = call.out<float, 4>("out", out, weight_shape);
   const auto how = algo_of(call, algo, g);
-  const auto kernel = host_ops().conv2d->backward_weight;
+  const auto kernel = call.ops().conv2d->backward_weight;
   call.run(kernel, [&] { kernel(g, how, grad.data, in.data, dweight.data); });
 }
 
@@ -121,7 +123,7 @@ void sum_channels(const py::object& dy, const py::object& out, int64_t channels)
   const auto sums = call.out<float, 1>("out", out, {channels});
   call.require(channels > 0 && grad.size() % channels == 0,
                [&] { return "dy does not have " + text(channels) + " channels"; });
-  const auto kernel = host_ops().conv2d->sum_channels;
+  const auto kernel = call.ops().conv2d->sum_channels;
   call.run(kernel, [&] { kernel(grad.size() / channels, channels, grad.data, sums.data); });
 }
 

@@ -26,7 +26,7 @@ void join(const std::vector<py::object>& parts, const Widths& width, int64_t row
     xs.push_back(x.data);
   }
   const auto y = call.flat_out<float>("out", whole, rows * line_of(width));
-  const auto kernel = host_ops().copy->join;
+  const auto kernel = call.ops().copy->join;
   call.launch(kernel, [=] { kernel(rows, static_cast<int64_t>(xs.size()), width.data(), xs.data(), y.data); });
 }
 
@@ -37,7 +37,7 @@ void cut(Object whole, const Widths& width, int64_t rows, const std::vector<py::
   std::vector<float*> ys;
   for (size_t i = 0; i < parts.size(); ++i)
     ys.push_back(call.flat_out<float>("out", parts[i], rows * width.at(i)).data);
-  const auto kernel = host_ops().copy->cut;
+  const auto kernel = call.ops().copy->cut;
   call.run(kernel, [&] { kernel(rows, static_cast<int64_t>(ys.size()), width.data(), x.data, ys.data()); });
 }
 
@@ -47,7 +47,7 @@ void pad(Object x, std::array<int64_t, 4> margin, double value, Object out) {
   const auto [n, h, w, c] = in.shape;
   const auto [top, bottom, left, right] = margin;
   const auto y = call.out<float, 4>("out", out, {n, top + h + bottom, left + w + right, c});
-  const auto kernel = host_ops().copy->pad;
+  const auto kernel = call.ops().copy->pad;
   call.launch(kernel, [=, n = n, h = h, w = w, c = c, top = top, bottom = bottom, left = left, right = right] {
     kernel(n, h, w, c, top, bottom, left, right, static_cast<float>(value), in.data, y.data);
   });
@@ -60,7 +60,7 @@ void crop(Object x, std::array<int64_t, 4> margin, Object out) {
   const auto [top, bottom, left, right] = margin;
   const int64_t p = h - top - bottom, q = w - left - right;
   const auto y = call.out<float, 4>("out", out, {n, p, q, c});
-  const auto kernel = host_ops().copy->crop;
+  const auto kernel = call.ops().copy->crop;
   call.launch(kernel, [=, n = n, h = h, w = w, c = c, top = top, left = left] {
     kernel(n, h, w, c, top, left, p, q, in.data, y.data);
   });
@@ -75,7 +75,7 @@ void transpose(const std::string& op, Object x, bool channels_first, Object out)
       channels_first ? std::array<int64_t, 4>{s[0], s[2], s[3], s[1]} : std::array<int64_t, 4>{s[0], s[3], s[1], s[2]};
   const auto y = call.out<float, 4>("out", out, shape);
   const int64_t rows = channels_first ? s[1] : s[1] * s[2], columns = channels_first ? s[2] * s[3] : s[3];
-  const auto kernel = host_ops().copy->transpose;
+  const auto kernel = call.ops().copy->transpose;
   call.run(kernel, [&] { kernel(s[0], rows, columns, in.data, y.data); });
 }
 

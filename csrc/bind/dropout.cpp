@@ -12,7 +12,7 @@ void apply(const char* op, const char* name, Object x, double p, uint64_t seed, 
   call.require(p >= 0 && p <= 1, [&] { return "p is " + std::to_string(p) + ", expected 0 <= p <= 1"; });
   const auto limit = static_cast<uint64_t>(std::ldexp(p, 32) + 0.5);
   const float scale = p < 1 ? static_cast<float>(1.0 / (1.0 - p)) : 0.0f;
-  const auto kernel = host_ops().dropout->apply;
+  const auto kernel = call.ops().dropout->apply;
   call.run(kernel, [&] { kernel(in.size(), limit, scale, seed, offset, in.data, y.data); });
 }
 

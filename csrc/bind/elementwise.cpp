@@ -11,10 +11,9 @@ void add(Object a, Object b, Object out, bool relu) {
   const auto right = call.flat_in<float>("b", b);
   call.require(left.size() == right.size(),
                [&] { return "a has " + text(left.size()) + " values, b has " + text(right.size()); });
-  const bool onto_b = PyObject_CheckBuffer(out.ptr()) &&
-                      py::reinterpret_borrow<py::buffer>(out).request().ptr == static_cast<const void*>(right.data);
+  const bool onto_b = Call::address(out) == right.data;
   const auto y = call.flat_out<float>("out", out, left.size(), onto_b ? right.data : left.data);
-  const auto kernel = host_ops().elementwise->add;
+  const auto kernel = call.ops().elementwise->add;
   call.launch(kernel, [=] { kernel(left.size(), left.data, right.data, relu, y.data); });
 }
 
@@ -22,28 +21,28 @@ void accumulate(Object x, Object out, double alpha) {
   Call call("accumulate");
   const auto in = call.flat_in<float>("x", x);
   const auto y = call.flat_out<float>("out", out, in.size());
-  const auto kernel = host_ops().elementwise->accumulate;
+  const auto kernel = call.ops().elementwise->accumulate;
   call.run(kernel, [&] { kernel(in.size(), static_cast<float>(alpha), in.data, y.data); });
 }
 
 void scale(Object x, double factor) {
   Call call("scale_");
   const auto y = call.changed<float>("x", x);
-  const auto kernel = host_ops().elementwise->scale;
+  const auto kernel = call.ops().elementwise->scale;
   call.run(kernel, [&] { kernel(y.size(), static_cast<float>(factor), y.data); });
 }
 
 void fill(Object x, double value) {
   Call call("fill_");
   const auto y = call.changed<float>("x", x);
-  const auto kernel = host_ops().elementwise->fill;
+  const auto kernel = call.ops().elementwise->fill;
   call.run(kernel, [&] { kernel(y.size(), static_cast<float>(value), y.data); });
 }
 
 double sum_squares(Object x) {
   Call call("sum_squares");
   const auto in = call.flat_in<float>("x", x);
-  const auto kernel = host_ops().elementwise->sum_squares;
+  const auto kernel = call.ops().elementwise->sum_squares;
   double sum = 0.0;
   call.run(kernel, [&] { sum = kernel(in.size(), in.data); });
   return sum;
@@ -52,7 +51,7 @@ double sum_squares(Object x) {
 bool all_finite(Object x) {
   Call call("all_finite");
   const auto in = call.flat_in<float>("x", x);
-  const auto kernel = host_ops().elementwise->all_finite;
+  const auto kernel = call.ops().elementwise->all_finite;
   bool finite = true;
   call.run(kernel, [&] { finite = kernel(in.size(), in.data); });
   return finite;
@@ -63,10 +62,10 @@ void normalize(Object images, Object scale_by, Object shift, Object out) {
   const auto x = call.rows_in<uint8_t>("images", images);
   const int64_t c = x.shape[1];
   call.require(c >= 1 && c <= 1024, [&] { return "images has " + text(c) + " channels, expected 1 to 1024"; });
-  const auto a = call.in<float, 1>("scale", scale_by, {c});
-  const auto b = call.in<float, 1>("shift", shift, {c});
+  const auto a = call.table<float, 1>("scale", scale_by, {c});
+  const auto b = call.table<float, 1>("shift", shift, {c});
   const auto y = call.rows_out<float>("out", out, x.shape);
-  const auto kernel = host_ops().elementwise->normalize;
+  const auto kernel = call.ops().elementwise->normalize;
   call.run(kernel, [&] { kernel(x.shape[0], c, x.data, a.data, b.data, y.data); });
 }
 

@@ -33,12 +33,14 @@ AxisFilter axis_of(const Call& call, const Tensor<const T, 1>& taps, const Exten
   return {outer, n, inner, taps.size() / 2, border_of(call, mode), symmetry_of(taps), cval};
 }
 
-template <typename T, typename Kernel>
-void run_axis(const Kernel& kernel, const py::object& x, const py::object& taps, const py::object& out,
-              const Extents& extents, const std::string& mode, double cval) {
+template <typename T>
+void run_axis(void (*FilterOps::*entry)(const AxisFilter&, const T*, const T*, T*), const py::object& x,
+              const py::object& taps, const py::object& out, const Extents& extents, const std::string& mode,
+              double cval) {
   Call call("correlate1d");
   const auto in = call.flat_in<T>("x", x);
-  const auto weights = call.flat_in<T>("taps", taps);
+  const auto weights = call.table<T, 1>("taps", taps);
+  const auto kernel = call.ops().filter->*entry;
   const AxisFilter f = axis_of(call, weights, extents, mode, cval);
   const auto y = call.flat_out<T>("out", out, in.size());
   call.require(f.outer * f.n * f.inner == in.size(), "extents do not multiply to the size of x");
@@ -52,13 +54,13 @@ void bind_filter(py::module_& m) {
       "correlate1d",
       [](const py::object& x, const py::object& taps, const py::object& out, const Extents& extents,
          const std::string& mode,
-         double cval) { run_axis<float>(host_ops().filter->correlate1d, x, taps, out, extents, mode, cval); },
+         double cval) { run_axis<float>(&FilterOps::correlate1d, x, taps, out, extents, mode, cval); },
       py::arg("x"), py::arg("taps"), py::arg("out"), py::arg("extents"), py::arg("mode"), py::arg("cval"));
   m.def(
       "correlate1d_double",
       [](const py::object& x, const py::object& taps, const py::object& out, const Extents& extents,
          const std::string& mode,
-         double cval) { run_axis<double>(host_ops().filter->correlate1d_double, x, taps, out, extents, mode, cval); },
+         double cval) { run_axis<double>(&FilterOps::correlate1d_double, x, taps, out, extents, mode, cval); },
       py::arg("x"), py::arg("taps"), py::arg("out"), py::arg("extents"), py::arg("mode"), py::arg("cval"));
   m.def(
       "correlate2d",
@@ -67,14 +69,14 @@ void bind_filter(py::module_& m) {
          const std::string& column_mode, double cval) {
         Call call("correlate2d");
         const auto in = call.flat_in<float>("x", x);
-        const auto row_weights = call.flat_in<float>("row_taps", row_taps);
-        const auto column_weights = call.flat_in<float>("column_taps", column_taps);
+        const auto row_weights = call.table<float, 1>("row_taps", row_taps);
+        const auto column_weights = call.table<float, 1>("column_taps", column_taps);
         const AxisFilter rows = axis_of(call, row_weights, {planes, h, w * inner}, row_mode, cval);
         const AxisFilter columns = axis_of(call, column_weights, {planes * h, w, inner}, column_mode, cval);
         const auto y = call.flat_out<float>("out", out, in.size());
         call.require(planes * h * w * inner == in.size(), "extents do not multiply to the size of x");
         call.require(rows.border != Border::wrap && rows.radius < h, "rows must find their sources within the radius");
-        const auto kernel = host_ops().filter->correlate2d;
+        const auto kernel = call.ops().filter->correlate2d;
         if (in.size())
           call.run(kernel, [&] { kernel(rows, columns, row_weights.data, column_weights.data, in.data, y.data); });
       },

@@ -11,7 +11,7 @@ void forward(const py::object& x, const py::object& weight, const py::object& bi
   call.require(w.shape[0] == g.c, [&] { return "weight takes " + text(w.shape[0]) + " channels, x has " + text(g.c); });
   const auto b = call.maybe<float, 1>("bias", bias, {g.k});
   const auto y = call.out<float, 2>("out", out, {g.m, g.k});
-  const auto kernel = host_ops().linear->forward;
+  const auto kernel = call.ops().linear->forward;
   call.launch(kernel, [=] { kernel(g, in.data, w.data, b.data, y.data); });
 }
 
@@ -23,7 +23,7 @@ void backward_data(const py::object& dy, const py::object& weight, const py::obj
   call.require(grad.shape[1] == g.k,
                [&] { return "dy has " + text(grad.shape[1]) + " channels, weight gives " + text(g.k); });
   const auto dx = call.out<float, 2>("out", out, {g.m, g.c});
-  const auto kernel = host_ops().linear->backward_data;
+  const auto kernel = call.ops().linear->backward_data;
   call.run(kernel, [&] { kernel(g, grad.data, w.data, dx.data); });
 }
 
@@ -34,7 +34,7 @@ void backward_weight(const py::object& dy, const py::object& x, const py::object
   const LinearShape g{grad.shape[0], in.shape[1], grad.shape[1]};
   call.require(in.shape[0] == g.m, [&] { return "x has " + text(in.shape[0]) + " rows, dy has " + text(g.m); });
   const auto dweight = call.out<float, 2>("out", out, {g.c, g.k});
-  const auto kernel = host_ops().linear->backward_weight;
+  const auto kernel = call.ops().linear->backward_weight;
   call.run(kernel, [&] { kernel(g, grad.data, in.data, dweight.data); });
 }
 
@@ -43,7 +43,7 @@ void backward_bias(const py::object& dy, const py::object& out) {
   const auto grad = call.in<float, 2>("dy", dy);
   const LinearShape g{grad.shape[0], 0, grad.shape[1]};
   const auto dbias = call.out<float, 1>("out", out, {g.k});
-  const auto kernel = host_ops().linear->backward_bias;
+  const auto kernel = call.ops().linear->backward_bias;
   call.run(kernel, [&] { kernel(g, grad.data, dbias.data); });
 }
 

@@ -1,3 +1,5 @@
+#include <pybind11/stl.h>
+
 #include <new>
 
 #include "bind/call.h"
@@ -9,7 +11,7 @@ using Object = const py::object&;
 
 /// "labels[1, 2]" for a flat position.
 std::string place(Object labels, int64_t position) {
-  const auto shape = py::reinterpret_borrow<py::buffer>(labels).request().shape;
+  const auto shape = labels.attr("shape").cast<std::vector<int64_t>>();
   std::string at;
   for (size_t i = shape.size(); i-- > 0; position /= shape[i])
     at = std::to_string(position % shape[i]) + (at.empty() ? "" : ", ") + at;
@@ -23,9 +25,35 @@ double checked(const Call& call, const LossOps* ops, Object labels, const Tensor
   bool done = false;
   call.run(ops->check_labels, [&] { done = ops->check_labels(in.size(), k, in.data, weight, &found); });
   if (!done) throw std::bad_alloc();
-  if (found.outside >= 0)
-    call.bad(place(labels, found.outside) + " is " + text(in.data[found.outside]) + ", expected 0 to " + text(k - 1));
+  if (found.outside >= 0) {
+    const int64_t* at = in.data + found.outside;
+    int64_t label = 0;
+    if (call.on_device())
+      cuda::copy_to_host(&label, at, sizeof label);
+    else
+      label = *at;
+    call.bad(place(labels, found.outside) + " is " + text(label) + ", expected 0 to " + text(k - 1));
+  }
   return found.weights;
+}
+
+/// Runs kernel(where), which writes a loss where the arrays are, and returns it.
+template <typename Entry, typename Kernel>
+double value_of(const Call& call, Entry* built, const Kernel& kernel) {
+  double loss = 0.0;
+  bool done = false;
+  if (call.on_device()) {
+    DeviceMemory held(sizeof loss);
+    auto* where = reinterpret_cast<double*>(held.data());
+    call.run(built, [&] {
+      done = kernel(where);
+      cuda::copy_to_host(&loss, where, sizeof loss);
+    });
+  } else {
+    call.run(built, [&] { done = kernel(&loss); });
+  }
+  if (!done) throw std::bad_alloc();
+  return loss;
 }
 
 void check_denominator(const Call& call, double denominator) {
@@ -44,7 +72,7 @@ double cross_entropy(Object logits, Object labels, Object weight, Object denomin
   });
   const auto w = call.maybe<float, 1>("weight", weight, {k});
   const auto dx = call.rows_out<float>("out", out, x.shape, x.data);
-  const auto* ops = host_ops().loss;
+  const auto* ops = call.ops().loss;
   const double weights = checked(call, ops, labels, l, k, w.data);
   double by = weights;
   if (!denominator.is_none()) {
@@ -54,12 +82,9 @@ double cross_entropy(Object logits, Object labels, Object weight, Object denomin
     call.require(m == 0 || by > 0,
                  [&] { return "weight sums to " + std::to_string(by) + " over the labels, expected more than 0"; });
   }
-  double loss = 0.0;
-  bool done = false;
-  call.run(ops->softmax_cross_entropy,
-           [&] { done = ops->softmax_cross_entropy(m, k, x.data, l.data, w.data, by, &loss, dx.data); });
-  if (!done) throw std::bad_alloc();
-  return loss;
+  return value_of(call, ops->softmax_cross_entropy, [&](double* loss) {
+    return ops->softmax_cross_entropy(m, k, x.data, l.data, w.data, by, loss, dx.data);
+  });
 }
 
 double dice(Object logits, Object labels, double smooth, bool include_background, Object denominator, Object out) {
@@ -74,20 +99,17 @@ double dice(Object logits, Object labels, double smooth, bool include_background
                [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
   const double by = denominator.is_none() ? static_cast<double>(n ? n : 1) : denominator.cast<double>();
   check_denominator(call, by);
-  const auto* ops = host_ops().loss;
+  const auto* ops = call.ops().loss;
   checked(call, ops, labels, Tensor<const int64_t, 1>{l.data, {l.size()}}, k, nullptr);
-  double loss = 0.0;
-  bool done = false;
-  call.run(ops->dice, [&] { done = ops->dice(n, m, k, x.data, l.data, smooth, first, by, &loss, dx.data); });
-  if (!done) throw std::bad_alloc();
-  return loss;
+  return value_of(call, ops->dice,
+                  [&](double* loss) { return ops->dice(n, m, k, x.data, l.data, smooth, first, by, loss, dx.data); });
 }
 
 void softmax(Object x, Object out) {
   Call call("softmax");
   const auto in = call.rows_in<float>("x", x);
   const auto y = call.rows_out<float>("out", out, in.shape, in.data);
-  const auto kernel = host_ops().loss->softmax;
+  const auto kernel = call.ops().loss->softmax;
   call.launch(kernel, [=] {
     if (in.size()) kernel(in.shape[0], in.shape[1], in.data, y.data);
   });

@@ -10,7 +10,7 @@ namespace {
 constexpr int64_t kLargestWindow = 65535;
 
 template <typename T>
-void run_median(void (*kernel)(const MedianShape&, const T*, T*), const py::object& x, const py::object& out,
+void run_median(void (*MedianOps::*entry)(const MedianShape&, const T*, T*), const py::object& x, const py::object& out,
                 const std::array<int64_t, 5>& extents, const std::array<int64_t, 3>& size, const std::string& mode,
                 double cval) {
   Call call("median_filter");
@@ -29,6 +29,7 @@ void run_median(void (*kernel)(const MedianShape&, const T*, T*), const py::obje
   const auto held =
       static_cast<double>(static_cast<T>(std::is_integral_v<T> && !(cval >= 0 && cval <= 65535) ? 0 : cval));
   call.require(!std::is_integral_v<T> || held == cval, "cval is not a value of input's type");
+  const auto kernel = call.ops().median_filter->*entry;
   call.require(s.outer * s.depth * s.height * s.width * s.channels == in.size(),
                "extents do not multiply to the size of input");
   if (in.size()) call.run(kernel, [&] { kernel(s, in.data, y.data); });
@@ -42,7 +43,7 @@ void bind_median(py::module_& m) {
         name,
         [ops](const py::object& x, const py::object& out, const std::array<int64_t, 5>& extents,
               const std::array<int64_t, 3>& size, const std::string& mode,
-              double cval) { run_median(host_ops().median_filter->*ops, x, out, extents, size, mode, cval); },
+              double cval) { run_median(ops, x, out, extents, size, mode, cval); },
         py::arg("x"), py::arg("out"), py::arg("extents"), py::arg("size"), py::arg("mode"), py::arg("cval"));
   };
   define("median_filter_uint8", &MedianOps::u8);

@@ -2,14 +2,10 @@
 #include <omp.h>
 
 #include "bind/call.h"
+#include "cuda/memory.h"
+#include "ops/precision.h"
 
 namespace medmpi {
-
-#ifdef MEDMPI_CUDA
-namespace cuda {
-int device_count(const char** reason);
-}
-#endif
 
 void bind_activation(py::module_& m);
 void bind_batchnorm(py::module_& m);
@@ -18,6 +14,7 @@ void bind_collective(py::module_& m);
 void bind_color(py::module_& m);
 void bind_conv2d(py::module_& m);
 void bind_copy(py::module_& m);
+void bind_device_array(py::module_& m);
 void bind_dropout(py::module_& m);
 void bind_elementwise(py::module_& m);
 void bind_filter(py::module_& m);
@@ -42,11 +39,15 @@ py::list backends() {
   int count = 0;
   const Ops* const* tables = runnable_ops(&count);
   for (int i = 0; i < count; ++i) names.append(tables[i]->name);
+  if (device_ops()) names.append(device_ops()->name);
   return names;
 }
 
 void use_backend(const std::string& name) {
   const Ops* ops = find_ops(name.c_str());
+  if (!ops && device_ops() && name == device_ops()->name)
+    throw py::value_error("use_backend: '" + name +
+                          "' computes device arrays, wherever they come; expected a backend for host arrays");
   if (!ops) {
     const std::string known = py::str(py::str(", ").attr("join")(backends()));
     throw py::value_error("use_backend: name is '" + name + "', this machine runs " + known);
@@ -60,13 +61,17 @@ void set_threads(int threads) {
 }
 
 py::tuple cuda_devices() {
-#ifdef MEDMPI_CUDA
   const char* reason = "";
   const int count = cuda::device_count(&reason);
   return py::make_tuple(count, reason);
-#else
-  return py::make_tuple(0, "built without CUDA");
-#endif
+}
+
+constexpr const char* kPrecisions[] = {"fp32", "tf32", "bf16"};
+
+void set_precision_by_name(const std::string& name) {
+  for (int i = 0; i < 3; ++i)
+    if (name == kPrecisions[i]) return set_precision(static_cast<Precision>(i));
+  throw py::value_error("set_precision: name is '" + name + "', expected fp32, tf32 or bf16");
 }
 
 }  // namespace
@@ -81,6 +86,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("set_threads", &set_threads, py::arg("threads"));
   m.def("threads", [] { return omp_get_max_threads(); });
   m.def("cuda_devices", &cuda_devices);
+  m.def("set_precision", &set_precision_by_name, py::arg("name"));
+  m.def("precision", [] { return kPrecisions[static_cast<int>(precision())]; });
   bind_activation(m);
   bind_batchnorm(m);
   bind_clahe(m);
@@ -88,6 +95,7 @@ PYBIND11_MODULE(_core, m) {
   bind_color(m);
   bind_conv2d(m);
   bind_copy(m);
+  bind_device_array(m);
   bind_dropout(m);
   bind_elementwise(m);
   bind_filter(m);

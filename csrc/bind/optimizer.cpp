@@ -31,7 +31,7 @@ void sgd(Object value, Object grad, Object velocity, double lr, double momentum,
   call.require(!nesterov || (momentum > 0 && dampening == 0),
                "nesterov needs momentum above 0 and dampening 0, expected both");
   const SgdStep step{lr, momentum, dampening, weight_decay, nesterov};
-  const auto kernel = host_ops().optimizer->sgd;
+  const auto kernel = call.ops().optimizer->sgd;
   call.run(kernel, [&] { kernel(g.size(), step, g.data, p.data, momentum == 0 ? nullptr : v.data); });
 }
 
@@ -49,7 +49,7 @@ void adam(Object value, Object grad, Object m, Object v, double lr, double beta1
   check(call, "weight_decay", weight_decay, 0, kInfinity);
   call.require(step >= 1, [&] { return "step is " + text(step) + ", expected 1 or more"; });
   const AdamStep options{lr, beta1, beta2, eps, weight_decay, decoupled, step};
-  const auto kernel = host_ops().optimizer->adam;
+  const auto kernel = call.ops().optimizer->adam;
   call.run(kernel, [&] { kernel(g.size(), options, g.data, p.data, first.data, second.data); });
 }
 

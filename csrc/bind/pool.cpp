@@ -22,7 +22,7 @@ void max_forward(Object x, Pair kernel, Pair stride, Pair padding, Pair dilation
   const auto in = call.in<float, 4>("x", x);
   const auto y = call.out<float, 4>("out", out, {in.shape[0], size[0], size[1], in.shape[3]});
   const MaxPool shape = max_shape(in.shape, size[0], size[1], kernel, stride, padding, dilation);
-  const auto* ops = host_ops().pool;
+  const auto* ops = call.ops().pool;
   if (wide) {
     const auto places = call.out<int32_t, 4>("indices", index, y.shape);
     call.launch(ops->max_wide, [=] { ops->max_wide(shape, in.data, y.data, places.data); });
@@ -36,7 +36,7 @@ void max_backward(Object dy, Object index, std::array<int64_t, 4> x_shape, Pair 
                   Pair dilation, bool wide, Object out) {
   Call call("max_pool2d_backward");
   const auto grad = call.in<float, 4>("dy", dy);
-  const auto* ops = host_ops().pool;
+  const auto* ops = call.ops().pool;
   const MaxPool shape = max_shape(x_shape, grad.shape[1], grad.shape[2], kernel, stride, padding, dilation);
   if (wide) {
     const auto places = call.in<int32_t, 4>("indices", index, grad.shape);
@@ -53,7 +53,7 @@ void max_backward(Object dy, Object index, std::array<int64_t, 4> x_shape, Pair 
 class Axis {
  public:
   Axis(Call& call, const char* name, Object table, int64_t in) : in_(in) {
-    const auto t = call.in<int32_t, 2>(name, table);
+    const auto t = call.table<int32_t, 2>(name, table);
     call.require(t.shape[0] == 3, [&] { return std::string(name) + " has " + text(t.shape[0]) + " rows, expected 3"; });
     out_ = t.shape[1];
     table_.assign(t.data, t.data + 3 * out_);
@@ -85,7 +85,7 @@ void average(const std::string& op, Object x, Object rows, Object columns, Objec
   const auto in = call.in<float, 4>("x", x);
   const Axis down(call, "rows", rows, in.shape[1]), across(call, "columns", columns, in.shape[2]);
   const auto y = call.out<float, 4>("out", out, {in.shape[0], down.out(), across.out(), in.shape[3]});
-  const auto kernel = host_ops().pool->average;
+  const auto kernel = call.ops().pool->average;
   call.launch(kernel, [=] { kernel(in.shape[0], in.shape[3], down.windows(), across.windows(), in.data, y.data); });
 }
 
@@ -95,7 +95,7 @@ void average_backward(const std::string& op, Object dy, std::array<int64_t, 4> x
   const Axis down(call, "rows", rows, x_shape[1]), across(call, "columns", columns, x_shape[2]);
   const auto grad = call.in<float, 4>("dy", dy, {x_shape[0], down.out(), across.out(), x_shape[3]});
   const auto dx = call.out<float, 4>("out", out, x_shape);
-  const auto kernel = host_ops().pool->average_backward;
+  const auto kernel = call.ops().pool->average_backward;
   call.run(kernel, [&] { kernel(x_shape[0], x_shape[3], down.windows(), across.windows(), grad.data, dx.data); });
 }
 

@@ -31,7 +31,7 @@ void bind_resize(py::module_& m) {
         const auto in = call.in<float, 4>("x", x);
         const auto y = call.out<float, 4>("out", out, out_shape);
         const ResizeShape s = shape_of(call, in.shape, out_shape, mode, align_corners);
-        const auto kernel = host_ops().resize->forward;
+        const auto kernel = call.ops().resize->forward;
         call.launch(kernel, [=] { kernel(s, in.data, y.data); });
       },
       py::arg("x"), py::arg("out"), py::arg("out_shape"), py::arg("mode"), py::arg("align_corners"));
@@ -43,7 +43,7 @@ void bind_resize(py::module_& m) {
         const auto grad = call.in<float, 4>("dy", dy);
         const auto dx = call.out<float, 4>("out", out, x_shape);
         const ResizeShape s = shape_of(call, x_shape, grad.shape, mode, align_corners);
-        const auto kernel = host_ops().resize->backward;
+        const auto kernel = call.ops().resize->backward;
         call.run(kernel, [&] { kernel(s, grad.data, dx.data); });
       },
       py::arg("dy"), py::arg("out"), py::arg("x_shape"), py::arg("mode"), py::arg("align_corners"));

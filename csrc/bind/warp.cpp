@@ -27,12 +27,13 @@ void bind_warp(py::module_& m) {
         const auto in = call.in<uint8_t, 4>("x", x);
         const WarpShape s{in.shape[0], in.shape[1], in.shape[2], in.shape[3], bilinear};
         call.require(s.h < kLargestSide && s.w < kLargestSide, "x has sides beyond 2^20");
-        const auto numbers = call.in<int64_t, 2>("matrix", matrix, {s.n, 6});
-        const auto levels = call.maybe<int64_t, 3>("colour", colour, {s.n, s.c, 2});
+        const auto numbers = call.table<int64_t, 2>("matrix", matrix, {s.n, 6});
+        const auto levels =
+            colour.is_none() ? Tensor<const int64_t, 3>{} : call.table<int64_t, 3>("colour", colour, {s.n, s.c, 2});
         check_numbers(call, "matrix", numbers);
         check_numbers(call, "colour", levels);
         const auto y = call.out<uint8_t, 4>("out", out, in.shape);
-        const auto kernel = host_ops().warp->forward;
+        const auto kernel = call.ops().warp->forward;
         call.run(kernel, [&] { kernel(s, in.data, numbers.data, levels.data, y.data); });
       },
       py::arg("x"), py::arg("matrix"), py::arg("colour"), py::arg("out"), py::arg("bilinear"));

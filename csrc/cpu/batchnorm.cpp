@@ -302,6 +302,14 @@ void deviation(int64_t c, double count, double eps, const double* m2, double* rs
   for (int64_t j = 0; j < c; ++j) rstd[j] = 1.0 / __builtin_sqrt((count > 0 ? m2[j] / count : 0.0) + eps);
 }
 
+void from_running(int64_t c, double eps, const float* running_mean, const float* running_var, double* mean,
+                  double* rstd) {
+  for (int64_t j = 0; j < c; ++j) {
+    mean[j] = running_mean[j];
+    rstd[j] = 1.0 / __builtin_sqrt(running_var[j] + eps);
+  }
+}
+
 void track(int64_t c, double count, double rate, const double* mean, const double* m2, float* running_mean,
            float* running_var) {
   const auto move = [rate](double value, float& running) { running += static_cast<float>(rate * (value - running)); };
@@ -316,6 +324,7 @@ void add_sums(int64_t c, const double* sums, float* y) {
 }  // namespace
 
 extern const BatchNormOps batchnorm;
-const BatchNormOps batchnorm = {statistics, apply, backward_reduce, backward_apply, deviation, track, add_sums};
+const BatchNormOps batchnorm = {statistics, apply, backward_reduce, backward_apply,
+                                deviation,  track, add_sums,        from_running};
 
 }  // namespace medmpi::MEDMPI_ISA

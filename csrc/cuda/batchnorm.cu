@@ -392,9 +392,22 @@ void add_sums(int64_t c, const double* sums, float* y) {
   if (c > 0) launch(add_channels, blocks_for(c, kThreads), kThreads, 0, c, sums, y);
 }
 
+__global__ void __launch_bounds__(kThreads) widen_running(int64_t c, double eps, const float* running_mean,
+                                                          const float* running_var, double* mean, double* rstd) {
+  for (int64_t j = first_of_grid(); j < c; j += size_of_grid()) {
+    mean[j] = running_mean[j];
+    rstd[j] = 1.0 / sqrt(running_var[j] + eps);
+  }
+}
+void from_running(int64_t c, double eps, const float* running_mean, const float* running_var, double* mean,
+                  double* rstd) {
+  if (c > 0) launch(widen_running, blocks_for(c, kThreads), kThreads, 0, c, eps, running_mean, running_var, mean, rstd);
+}
+
 }  // namespace
 
 extern const BatchNormOps batchnorm;
-const BatchNormOps batchnorm = {channel_statistics, apply, backward_reduce, backward_apply, deviation, track, add_sums};
+const BatchNormOps batchnorm = {channel_statistics, apply, backward_reduce, backward_apply,
+                                deviation,          track, add_sums,        from_running};
 
 }  // namespace medmpi::cuda

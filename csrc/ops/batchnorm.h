@@ -31,6 +31,9 @@ struct BatchNormOps {
                 float* running_var);
   /// y += sums, rounded to float32.
   void (*add_sums)(int64_t c, const double* sums, float* y);
+  /// mean and rstd = 1 / sqrt(variance + eps) of running statistics, for `apply` and `backward_apply`.
+  void (*from_running)(int64_t c, double eps, const float* running_mean, const float* running_var, double* mean,
+                       double* rstd);
 };
 
 }  // namespace medmpi

@@ -6,24 +6,33 @@ arrays unless ``out`` is given; their memory comes from a pool and returns to it
 
 from . import _load  # noqa: F401  (finds _core and sets the OpenMP defaults; first)
 from .activation import relu, relu_backward
-from .arrays import empty
+from .arrays import DeviceArray, empty, synchronize, to_device, to_host
 from .batchnorm import (
     batch_norm,
+    batch_norm_add_sums,
     batch_norm_apply,
     batch_norm_backward,
     batch_norm_backward_apply,
     batch_norm_backward_reduce,
+    batch_norm_deviation,
+    batch_norm_from_running,
     batch_norm_inference,
     batch_norm_statistics,
+    batch_norm_track,
 )
 from .clahe import clahe
 from .color import hsv_to_rgb, rgb_to_gray, rgb_to_hsv
 from .control import (
     backend,
     backends,
+    devices,
+    missing_device,
+    precision,
+    set_precision,
     set_threads,
     threads,
     use_backend,
+    use_device,
 )
 from .conv2d import (
     WeightCache,
@@ -67,7 +76,7 @@ from .loss import (
     softmax_cross_entropy,
 )
 from .median import median_filter
-from .memory import Arena, Recording, memory_statistics, reset_peak_memory, trim_memory
+from .memory import Arena, Recording, device_memory_statistics, memory_statistics, reset_peak_memory, trim_memory
 from .optimizer import (
     adam_step,
     sgd_step,
@@ -88,6 +97,7 @@ from .warp import warp
 
 __all__ = [
     "Arena",
+    "DeviceArray",
     "MaxPoolIndices",
     "Recording",
     "WeightCache",
@@ -102,12 +112,16 @@ __all__ = [
     "backend",
     "backends",
     "batch_norm",
+    "batch_norm_add_sums",
     "batch_norm_apply",
     "batch_norm_backward",
     "batch_norm_backward_apply",
     "batch_norm_backward_reduce",
+    "batch_norm_deviation",
+    "batch_norm_from_running",
     "batch_norm_inference",
     "batch_norm_statistics",
+    "batch_norm_track",
     "clahe",
     "concat",
     "conv2d",
@@ -119,6 +133,8 @@ __all__ = [
     "conv_transpose2d_backward_weight",
     "convolve2d",
     "crop",
+    "device_memory_statistics",
+    "devices",
     "dice_loss",
     "dropout",
     "dropout_backward",
@@ -138,11 +154,13 @@ __all__ = [
     "max_pool2d_backward",
     "median_filter",
     "memory_statistics",
+    "missing_device",
     "nchw_to_nhwc",
     "nhwc_to_nchw",
     "normalize",
     "otsu_threshold",
     "pad",
+    "precision",
     "relu",
     "relu_backward",
     "reset_peak_memory",
@@ -151,6 +169,7 @@ __all__ = [
     "rgb_to_gray",
     "rgb_to_hsv",
     "scale_",
+    "set_precision",
     "set_threads",
     "sgd_step",
     "softmax",
@@ -158,8 +177,12 @@ __all__ = [
     "split",
     "sum_channels",
     "sum_squares",
+    "synchronize",
     "threads",
+    "to_device",
+    "to_host",
     "trim_memory",
     "use_backend",
+    "use_device",
     "warp",
 ]

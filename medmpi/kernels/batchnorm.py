@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, result_for, shape_of
+from .arrays import Array, empty_beside, on_device, result_for, shape_of, zeros_beside
 
 Array64: TypeAlias = NDArray[np.float64]
 
@@ -28,7 +28,16 @@ def _channels(op: str, x: Array) -> int:
 
 def _wide(array: Array | Array64) -> Array64:
     """Statistics as float64; widening float32 changes no value."""
-    return array.astype(np.float64) if getattr(array, "dtype", None) == np.float32 else array  # type: ignore[return-value]
+    if type(array) is np.ndarray and array.dtype == np.float32:
+        return array.astype(np.float64)
+    return array  # type: ignore[return-value]
+
+
+def _pair(x: Array, c: int) -> tuple[Array64, Array64]:
+    """Two uninitialised arrays (c,) of float64 where x is."""
+    if type(x) is np.ndarray or not on_device(x):
+        return np.empty(c), np.empty(c)
+    return empty_beside(x, (c,), np.float64), empty_beside(x, (c,), np.float64)
 
 
 def batch_norm(
@@ -48,8 +57,8 @@ def batch_norm(
     ``rstd = 1 / sqrt(biased variance + eps)``. For no rows, mean is 0 and the variance 0.
     """
     c = _channels("batch_norm", x)
-    out = result_for("batch_norm", x.shape, out)
-    mean, rstd = np.empty(c), np.empty(c)
+    out = result_for("batch_norm", x, x.shape, out)
+    mean, rstd = _pair(x, c)
     _core.batch_norm(x, gamma, beta, eps, relu, residual, out, mean, rstd)
     return out, mean, rstd
 
@@ -69,7 +78,10 @@ def batch_norm_inference(
     """Normalise with given statistics (running mean and variance), else as ``batch_norm``; ``out`` may be ``x``."""
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"batch_norm_inference: eps is {eps}, expected a finite number >= 0")
-    rstd = 1.0 / np.sqrt(np.asarray(var, np.float64) + eps)
+    if on_device(x):
+        mean, rstd = batch_norm_from_running(mean, var, eps=eps)
+    else:
+        rstd = 1.0 / np.sqrt(np.asarray(var, np.float64) + eps)
     return batch_norm_apply(x, gamma, beta, mean, rstd, relu, residual, out)
 
 
@@ -94,11 +106,11 @@ def batch_norm_backward(
     one array less. ``dresidual`` receives that masked ``dy``. ``out`` may be ``dy``.
     """
     c = _channels("batch_norm_backward", x)
-    out = result_for("batch_norm_backward", x.shape, out)
-    dgamma = np.zeros(c, np.float32) if dgamma is None else dgamma
-    dbeta = np.zeros(c, np.float32) if dbeta is None else dbeta
+    out = result_for("batch_norm_backward", x, x.shape, out)
+    dgamma = zeros_beside(x, (c,)) if dgamma is None else dgamma
+    dbeta = zeros_beside(x, (c,)) if dbeta is None else dbeta
     _core.batch_norm_backward(
-        dy, x, gamma, beta, _wide(mean), _wide(rstd), y, dgamma, dbeta, dresidual, out, np.empty(c), np.empty(c)
+        dy, x, gamma, beta, _wide(mean), _wide(rstd), y, dgamma, dbeta, dresidual, out, *_pair(x, c)
     )
     return out, dgamma, dbeta
 
@@ -109,9 +121,9 @@ def batch_norm_statistics(x: Array) -> tuple[int, Array64, Array64]:
     Two such triples of disjoint rows merge by Chan's formula: the piece of ``batch_norm`` that ranks can share.
     """
     c = _channels("batch_norm_statistics", x)
-    mean, m2 = np.empty(c), np.empty(c)
+    mean, m2 = _pair(x, c)
     _core.batch_norm_statistics(x, mean, m2)
-    return x.size // c, mean, m2
+    return math.prod(x.shape) // c if c else 0, mean, m2
 
 
 def batch_norm_apply(
@@ -125,7 +137,7 @@ def batch_norm_apply(
     out: Array | None = None,
 ) -> Array:
     """``(x - mean) rstd gamma + beta (+ residual)``, then ReLU if asked; ``out`` may be ``x``."""
-    out = result_for("batch_norm_apply", shape_of("batch_norm_apply", "x", x), out)
+    out = result_for("batch_norm_apply", x, shape_of("batch_norm_apply", "x", x), out)
     _core.batch_norm_apply(x, gamma, beta, _wide(mean), _wide(rstd), relu, residual, out)
     return out
 
@@ -144,7 +156,7 @@ def batch_norm_backward_reduce(
     ``y``, or ``beta`` with ``gamma``, masks ``dy`` as in ``batch_norm_backward``.
     """
     c = _channels("batch_norm_backward_reduce", x)
-    sum_dy, sum_dy_xhat = np.empty(c), np.empty(c)
+    sum_dy, sum_dy_xhat = _pair(x, c)
     _core.batch_norm_backward_reduce(dy, x, gamma, beta, _wide(mean), _wide(rstd), y, sum_dy, sum_dy_xhat)
     return sum_dy, sum_dy_xhat
 
@@ -164,8 +176,34 @@ def batch_norm_backward_apply(
     out: Array | None = None,
 ) -> Array:
     """``dx`` from the sums over all ``count`` rows that the statistics were taken of; ``out`` may be ``dy``."""
-    out = result_for("batch_norm_backward_apply", shape_of("batch_norm_backward_apply", "x", x), out)
+    out = result_for("batch_norm_backward_apply", x, shape_of("batch_norm_backward_apply", "x", x), out)
     _core.batch_norm_backward_apply(
         dy, x, gamma, beta, _wide(mean), _wide(rstd), sum_dy, sum_dy_xhat, count, y, dresidual, out
     )
     return out
+
+
+def batch_norm_deviation(m2: Array64, count: float, *, eps: float) -> Array64:
+    """``rstd = 1 / sqrt(m2 / count + eps)`` of the sums of squared deviations of ``count`` rows, for ``apply``."""
+    rstd = empty_beside(m2, m2.shape, np.float64)
+    _core.batch_norm_deviation(m2, count, eps, rstd)
+    return rstd
+
+
+def batch_norm_from_running(mean: Array | Array64, var: Array | Array64, *, eps: float) -> tuple[Array64, Array64]:
+    """float64 ``mean`` and ``rstd = 1 / sqrt(var + eps)`` of float32 running statistics."""
+    wide, rstd = (empty_beside(mean, mean.shape, np.float64) for _ in range(2))
+    _core.batch_norm_from_running(mean, var, eps, wide, rstd)
+    return wide, rstd
+
+
+def batch_norm_track(
+    mean: Array64, m2: Array64, count: float, *, rate: float, running_mean: Array, running_var: Array
+) -> None:
+    """Move running statistics by ``rate`` towards a batch's mean and its unbiased variance ``m2 / (count - 1)``."""
+    _core.batch_norm_track(mean, m2, count, rate, running_mean, running_var)
+
+
+def batch_norm_add_sums(sums: Array64, out: Array) -> None:
+    """``out += sums``, float64 sums of ``batch_norm_backward_reduce`` rounded to the gradient's float32."""
+    _core.batch_norm_add_sums(sums, out)

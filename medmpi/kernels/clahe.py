@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import result_for, shape_of
+from .arrays import resident, result_for, shape_of
 
 #: Pixels of a tile at most: its counts are whole 32-bit numbers that float32 scales.
 _LARGEST_TILE = 2**31 - 1
@@ -42,6 +42,7 @@ def clahe(
         TypeError: another dtype, an array that is not C-contiguous. ValueError: another number of dimensions, a side of
         length 0, a limit that is negative or not finite, a grid below 1.
     """
+    image = resident(image)
     shape = shape_of("clahe", "image", image)
     kernel = {"uint8": _core.clahe_uint8, "uint16": _core.clahe_uint16}.get(image.dtype.name)
     if kernel is None:
@@ -55,6 +56,6 @@ def clahe(
         raise ValueError(f"clahe: tile_grid is {tile_grid}, expected two whole numbers of at least 1")
     if math.prod(-(-side // n) + 1 for side, n in zip(shape[-2:], grid, strict=True)) > _LARGEST_TILE:
         raise ValueError(f"clahe: an image {shape[-2:]} in a grid {grid} has tiles of more than {_LARGEST_TILE} pixels")
-    y = result_for("clahe", shape, out, image.dtype)
+    y = result_for("clahe", image, shape, out, image.dtype)
     kernel(image, y, (math.prod(shape[:-2]), *shape[-2:]), clip_limit, grid)
     return y

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, result_for, shape_of
+from .arrays import Array, resident, result_for, shape_of
 
 
 def rgb_to_hsv(image: NDArray[Any], *, out: Array | None = None) -> Array:
@@ -27,10 +27,11 @@ def rgb_to_hsv(image: NDArray[Any], *, out: Array | None = None) -> Array:
         TypeError: another dtype, an array that is not C-contiguous. ValueError: a last axis that is not 3, an ``out``
         of another shape.
     """
+    image = resident(image)
     kernel = {"uint8": _core.rgb_to_hsv_uint8, "float32": _core.rgb_to_hsv_float32}.get(_pixels("rgb_to_hsv", image))
     if kernel is None:
         raise TypeError(f"rgb_to_hsv: image has dtype {image.dtype}, expected uint8 or float32")
-    y = result_for("rgb_to_hsv", image.shape, out)
+    y = result_for("rgb_to_hsv", image, image.shape, out)
     kernel(image, y)
     return y
 
@@ -49,9 +50,10 @@ def hsv_to_rgb(image: Array, *, out: Array | None = None) -> Array:
         TypeError: another dtype, an array that is not C-contiguous. ValueError: a last axis that is not 3, an ``out``
         of another shape.
     """
+    image = resident(image)
     if _pixels("hsv_to_rgb", image) != "float32":
         raise TypeError(f"hsv_to_rgb: image has dtype {image.dtype}, expected float32")
-    y = result_for("hsv_to_rgb", image.shape, out)
+    y = result_for("hsv_to_rgb", image, image.shape, out)
     _core.hsv_to_rgb(image, y)
     return y
 
@@ -70,11 +72,12 @@ def rgb_to_gray(image: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDAr
         TypeError: another dtype, an array that is not C-contiguous. ValueError: a last axis that is not 3, an ``out``
         of another shape.
     """
+    image = resident(image)
     kernels = {"uint8": _core.rgb_to_gray_uint8, "float32": _core.rgb_to_gray_float32}
     kernel = kernels.get(_pixels("rgb_to_gray", image))
     if kernel is None:
         raise TypeError(f"rgb_to_gray: image has dtype {image.dtype}, expected uint8 or float32")
-    y = result_for("rgb_to_gray", image.shape[:-1], out, image.dtype)
+    y = result_for("rgb_to_gray", image, image.shape[:-1], out, image.dtype)
     kernel(image, y)
     return y
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty, remembered, shape_of
+from .arrays import Array, empty_beside, on_device, remembered, shape_of, to_device, to_host, zeros_beside
 
 WeightCache = _core.WeightCache
 Array64: TypeAlias = NDArray[np.float64]
@@ -122,7 +122,9 @@ def conv2d(
     """
     window = _window("conv2d", stride, padding, dilation, groups)
     if out is None:
-        out = empty(_output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window))
+        out = empty_beside(
+            x, _output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window)
+        )
     mean, m2 = moments or (None, None)
     _core.conv2d(x, weight, bias, residual, mean, m2, out, window, algo, relu, cache)
     return out
@@ -145,7 +147,7 @@ def conv2d_backward_data(
     window = _window(op, stride, padding, dilation, groups)
     shape = _shape(op, "x_shape", x_shape)
     if out is None:
-        out = empty(shape)
+        out = empty_beside(dy, shape)
     _core.conv2d_backward_data(op, dy, weight, None, out, shape, window, algo)
     return out
 
@@ -170,7 +172,7 @@ def conv2d_backward_weight(
     window = _window(op, stride, padding, dilation, groups)
     shape = _shape(op, "weight_shape", weight_shape)
     if out is None:
-        out = np.zeros(shape, np.float32)
+        out = zeros_beside(dy, shape)
     _core.conv2d_backward_weight(op, dy, x, out, shape, window, algo)
     return out
 
@@ -184,7 +186,7 @@ def sum_channels(dy: Array, *, out: Array | None = None) -> Array:
     if not shape:
         raise ValueError("sum_channels: dy has 0 dimensions, expected 1 or more")
     if out is None:
-        out = np.zeros(shape[-1], np.float32)
+        out = zeros_beside(dy, shape[-1:])
     _core.sum_channels(dy, out, shape[-1])
     return out
 
@@ -239,7 +241,7 @@ def conv_transpose2d(
     window = _window(op, stride, padding, dilation, groups)
     shape, window = _transposed(op, _sizes(op, "x", x), _sizes(op, "weight", weight), window, output_padding)
     if out is None:
-        out = empty(shape)
+        out = empty_beside(x, shape)
     _core.conv2d_backward_data(op, x, weight, bias, out, shape, window, algo)
     return out
 
@@ -265,7 +267,7 @@ def conv_transpose2d_backward_data(
     if _sizes(op, "dy", dy) != expected:
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
-        out = empty(shape)
+        out = empty_beside(dy, shape)
     _core.conv2d(dy, weight, None, None, None, None, out, window, algo, False, None)
     return out
 
@@ -291,7 +293,7 @@ def conv_transpose2d_backward_weight(
     if _sizes(op, "dy", dy) != expected:
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
-        out = np.zeros(shape, np.float32)
+        out = zeros_beside(dy, shape)
     _core.conv2d_backward_weight(op, x, dy, out, shape, window, algo)
     return out
 
@@ -312,5 +314,8 @@ def convolve2d(
     One channel, stride 1 and ``padding`` R - 1, S - 1 give ``scipy.signal.convolve2d(x, weight)``.
     """
     _sizes("convolve2d", "weight", weight)
-    turned = np.ascontiguousarray(weight[::-1, ::-1])
+    if on_device(weight):
+        turned = to_device(np.ascontiguousarray(to_host(weight)[::-1, ::-1]))
+    else:
+        turned = np.ascontiguousarray(weight[::-1, ::-1])
     return conv2d(x, turned, bias, stride=stride, padding=padding, dilation=dilation, groups=groups, out=out)

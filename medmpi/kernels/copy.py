@@ -30,7 +30,7 @@ def concat(xs: Sequence[Array], *, axis: int = -1, out: Array | None = None) -> 
     if len(xs) > 20:
         raise ValueError(f"concat: xs has {len(xs)} arrays, expected at most 20")
     total = sum(shape[axis] for shape in shapes)
-    out = result_for("concat", (*shapes[0][:axis], total, *shapes[0][axis + 1 :]), out)
+    out = result_for("concat", xs[0], (*shapes[0][:axis], total, *shapes[0][axis + 1 :]), out)
     rows, inner = prod(shapes[0][:axis]), prod(shapes[0][axis + 1 :])
     _core.join(list(xs), [shape[axis] * inner for shape in shapes], rows, out)
     return out
@@ -48,7 +48,7 @@ def split(x: Array, sizes: Sequence[int], *, axis: int = -1, out: Sequence[Array
         raise ValueError(f"split: sizes has {len(sizes)} values, expected at most 20")
     rows, inner = prod(shape[:axis]), prod(shape[axis + 1 :])
     parts = [
-        result_for("split", (*shape[:axis], size, *shape[axis + 1 :]), None if out is None else out[i])
+        result_for("split", x, (*shape[:axis], size, *shape[axis + 1 :]), None if out is None else out[i])
         for i, size in enumerate(sizes)
     ]
     _core.cut(x, [size * inner for size in sizes], rows, parts)
@@ -76,7 +76,7 @@ def pad(x: Array, padding: Padding, *, value: float = 0.0, out: Array | None = N
     """``x`` (N, H, W, C) with margins of ``value``: an int, (rows, columns) or ((top, bottom), (left, right))."""
     n, h, w, c = _image("pad", x)
     top, bottom, left, right = margin = _margin("pad", padding)
-    out = result_for("pad", (n, top + h + bottom, left + w + right, c), out)
+    out = result_for("pad", x, (n, top + h + bottom, left + w + right, c), out)
     _core.pad(x, margin, value, out)
     return out
 
@@ -87,7 +87,7 @@ def crop(x: Array, padding: Padding, *, out: Array | None = None) -> Array:
     top, bottom, left, right = margin = _margin("crop", padding)
     if top + bottom > h or left + right > w:
         raise ValueError(f"crop: padding is {padding}, expected margins within the image's {h} x {w}")
-    out = result_for("crop", (n, h - top - bottom, w - left - right, c), out)
+    out = result_for("crop", x, (n, h - top - bottom, w - left - right, c), out)
     _core.crop(x, margin, out)
     return out
 
@@ -95,7 +95,7 @@ def crop(x: Array, padding: Padding, *, out: Array | None = None) -> Array:
 def nchw_to_nhwc(x: Array, *, out: Array | None = None) -> Array:
     """Images (N, C, H, W) as (N, H, W, C)."""
     n, c, h, w = _image("nchw_to_nhwc", x)
-    out = result_for("nchw_to_nhwc", (n, h, w, c), out)
+    out = result_for("nchw_to_nhwc", x, (n, h, w, c), out)
     _core.transpose("nchw_to_nhwc", x, True, out)
     return out
 
@@ -103,6 +103,6 @@ def nchw_to_nhwc(x: Array, *, out: Array | None = None) -> Array:
 def nhwc_to_nchw(x: Array, *, out: Array | None = None) -> Array:
     """Images (N, H, W, C) as (N, C, H, W)."""
     n, h, w, c = _image("nhwc_to_nchw", x)
-    out = result_for("nhwc_to_nchw", (n, c, h, w), out)
+    out = result_for("nhwc_to_nchw", x, (n, c, h, w), out)
     _core.transpose("nhwc_to_nchw", x, False, out)
     return out

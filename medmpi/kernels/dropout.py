@@ -20,7 +20,7 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None
     that hold parts of an array draw the whole array's bits when they pass the position of their part.
     """
     seed, offset = _key("dropout", seed, offset)
-    out = result_for("dropout", shape_of("dropout", "x", x), out)
+    out = result_for("dropout", x, shape_of("dropout", "x", x), out)
     _core.dropout(x, p, seed, offset, out)
     return out
 
@@ -28,6 +28,6 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None
 def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
     """Gradient of ``dropout`` with the same ``p``, ``seed`` and ``offset``; ``out`` may be ``dy``."""
     seed, offset = _key("dropout_backward", seed, offset)
-    out = result_for("dropout_backward", shape_of("dropout_backward", "dy", dy), out)
+    out = result_for("dropout_backward", dy, shape_of("dropout_backward", "dy", dy), out)
     _core.dropout_backward(dy, p, seed, offset, out)
     return out

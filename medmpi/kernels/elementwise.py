@@ -16,14 +16,14 @@ def add(a: Array, b: Array, *, relu: bool = False, out: Array | None = None) -> 
     shape = shape_of("add", "a", a)
     if shape_of("add", "b", b) != shape:
         raise ValueError(f"add: b has shape {b.shape}, expected {shape}, that of a")
-    out = result_for("add", shape, out)
+    out = result_for("add", a, shape, out)
     _core.add(a, b, out, relu)
     return out
 
 
 def accumulate(x: Array, out: Array, *, alpha: float = 1.0) -> Array:
     """``out += alpha x`` on arrays of the same shape; returns ``out``."""
-    result_for("accumulate", shape_of("accumulate", "x", x), out)
+    result_for("accumulate", x, shape_of("accumulate", "x", x), out)
     _core.accumulate(x, out, alpha)
     return out
 
@@ -71,6 +71,6 @@ def normalize(
         )
     if not (np.isfinite(mu).all() and np.isfinite(deviation).all() and (deviation > 0).all()):
         raise ValueError(f"normalize: mean is {mu} and std {deviation}, expected finite numbers, std above 0")
-    out = result_for("normalize", shape, out)
+    out = result_for("normalize", images, shape, out)
     _core.normalize(images, (1 / (255 * deviation)).astype(np.float32), (-mu / deviation).astype(np.float32), out)
     return out

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core, recursive
-from .arrays import axes_of, empty
+from .arrays import DeviceArray, axes_of, empty_beside, on_device, resident
 
 _MODES = ("reflect", "constant", "nearest", "mirror", "wrap", "grid-mirror", "grid-constant", "grid-wrap")
 #: A sigma at or below this leaves its axis as it is, as in scipy.
@@ -64,7 +64,7 @@ def gaussian_filter(
     """
     if method not in ("fir", "recursive"):
         raise ValueError(f"gaussian_filter: method is {method!r}, expected fir or recursive")
-    x = np.asarray(input)
+    x: Any = resident(input) if on_device(input) else np.asarray(input)
     dtype = _output_dtype(output, x)
     chosen = axes_of("gaussian_filter", axes, x.ndim)
     wanted = [
@@ -80,7 +80,7 @@ def gaussian_filter(
         if _checked(s, o, m) > _NO_FILTER
     ]
     work = np.dtype(np.float32) if dtype in (np.float32, np.float16) else np.dtype(np.float64)
-    current = np.ascontiguousarray(x, dtype=work)
+    current: Any = x if isinstance(x, DeviceArray) else np.ascontiguousarray(x, dtype=work)
     plan: list[Any]
     if method == "recursive":
         plan = [(axis, _recursive_sigma(s, o, r), m) for axis, s, o, m, r in wanted]
@@ -96,10 +96,12 @@ def gaussian_filter(
             current, plan = _axis(plan[0], current, cval), plan[1:]
         if dtype.kind in "iub" and plan:
             current = current.astype(dtype).astype(work)  # scipy keeps each axis' result in the output's type
+    if isinstance(current, DeviceArray):
+        return _on_device(current, x, output)
     if isinstance(output, np.ndarray):
         np.copyto(output, current, casting="unsafe")
         return output
-    return current.astype(dtype, copy=np.may_share_memory(current, x))
+    return np.asarray(current.astype(dtype, copy=np.may_share_memory(current, x)))
 
 
 def gaussian_filter1d(
@@ -124,7 +126,7 @@ Plan = tuple[int, NDArray[np.float64], int, str]  # axis, taps, order, mode
 def _axis(step: Plan, x: NDArray[Any], cval: float) -> NDArray[Any]:
     """One axis, any array."""
     axis, taps, _, mode = step
-    out = empty(x.shape, x.dtype)
+    out = empty_beside(x, x.shape, x.dtype)
     extents = (int(np.prod(x.shape[:axis])), x.shape[axis], int(np.prod(x.shape[axis + 1 :])))
     kernel = _core.correlate1d if x.dtype == np.float32 else _core.correlate1d_double
     kernel(x, taps.astype(x.dtype), out, extents, mode, cval)
@@ -144,7 +146,7 @@ def _plane(rows: Plan, columns: Plan, x: NDArray[Any], cval: float) -> NDArray[A
     inner = int(np.prod(x.shape[axis + 2 :]))
     if inner >= 16:  # the columns' neighbours lie far apart: two passes of the general kernel are as good
         return None
-    out = empty(x.shape)
+    out = empty_beside(x, x.shape)
     _core.correlate2d(
         x,
         row_taps.astype(np.float32),
@@ -222,12 +224,30 @@ def _each(name: str, value: Any, count: int) -> list[Any]:
     return values
 
 
-def _output_dtype(output: Any, x: NDArray[Any]) -> np.dtype[Any]:
+def _on_device(result: Any, x: Any, output: Any) -> NDArray[Any]:
+    """The result as the caller wants it: in ``output``, or an array that is not the input."""
+    if on_device(output):
+        resident(output)[...] = result
+        result = output
+    return cast("NDArray[Any]", x.copy() if result is x else result)
+
+
+def _output_dtype(output: Any, x: Any) -> np.dtype[Any]:
+    kind: np.dtype[Any]
+    if isinstance(x, DeviceArray):
+        kind = resident(output).dtype if on_device(output) else x.dtype if output is None else np.dtype(output)
+        if kind != x.dtype or x.dtype.kind != "f":
+            raise TypeError(
+                f"gaussian_filter: input has dtype {x.dtype} and the result {kind}, expected float32 or float64 for "
+                "both on a device"
+            )
+        return kind
     if np.iscomplexobj(x):
         raise TypeError(f"gaussian_filter: input has dtype {x.dtype}, expected a real one")
     if isinstance(output, np.ndarray):
         if output.shape != x.shape:
             raise ValueError(f"gaussian_filter: output has shape {output.shape}, expected {x.shape}")
-        held: np.dtype[Any] = output.dtype
-        return held
-    return x.dtype if output is None else np.dtype(output)
+        kind = output.dtype
+    else:
+        kind = np.dtype(x.dtype if output is None else output)
+    return kind

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .arrays import shape_of
+from .arrays import empty_beside, resident, shape_of, to_host
 
 _LARGEST_BINS = 2**24 - 1
 
@@ -33,6 +33,7 @@ def histogram(
         TypeError: another dtype, an array that is not C-contiguous. ValueError: an image without values and without a
         range, a number of bins or a range that does not fit, values that are not finite where no range is given.
     """
+    image = resident(image)
     _checked("histogram", image)
     try:
         count = operator.index(bins)
@@ -96,6 +97,7 @@ def otsu_threshold(
             raise ValueError("otsu_threshold: hist has counts that are negative, not finite or all 0")
     else:
         assert image is not None
+        image = resident(image)
         _checked("otsu_threshold", image)
         if image.size == 0:
             raise ValueError(f"otsu_threshold: image has shape {image.shape}, expected values")
@@ -138,17 +140,17 @@ def _of_floats(
         edges = np.histogram_bin_edges(np.empty(0, np.float32), bins, range)
         if not (np.diff(edges) > 0).all() or not np.isfinite(edges[-1] - edges[0]):
             raise ValueError(f"histogram: range is {tuple(map(float, range))}, float32 cannot hold {bins} bins of it")
-    counts = np.empty(bins, np.int64)
+    counts = empty_beside(image, (bins,), np.int64)
     _core.histogram_float32(image, edges, counts)
-    return counts, edges
+    return to_host(counts), edges
 
 
 def _levels(image: NDArray[Any]) -> NDArray[np.int64]:
     """Counts of all levels of an integer image."""
-    counts = np.empty(np.iinfo(image.dtype).max + 1, np.int64)
+    counts = empty_beside(image, (np.iinfo(image.dtype).max + 1,), np.int64)
     kernel = _core.histogram_uint8 if image.dtype == np.uint8 else _core.histogram_uint16
     kernel(image, counts)
-    return counts
+    return to_host(counts)
 
 
 def _checked(op: str, image: NDArray[Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import _core
-from .arrays import Array, empty, shape_of
+from .arrays import Array, empty_beside, shape_of, zeros_beside
 
 
 def _size(op: str, name: str, array: Array, axis: int) -> int:
@@ -20,7 +20,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, out: Array | N
     ValueError where the sizes do not fit or ``out`` overlaps an input, TypeError for another dtype or layout.
     """
     if out is None:
-        out = empty((_size("linear", "x", x, 0), _size("linear", "weight", weight, 1)))
+        out = empty_beside(x, (_size("linear", "x", x, 0), _size("linear", "weight", weight, 1)))
     _core.linear(x, weight, bias, out)
     return out
 
@@ -29,7 +29,7 @@ def linear_backward_data(dy: Array, weight: Array, *, out: Array | None = None) 
     """The gradient of x: ``dy @ weight.T`` for dy (M, K), weight (C, K); gives (M, C), written over ``out``."""
     op = "linear_backward_data"
     if out is None:
-        out = empty((_size(op, "dy", dy, 0), _size(op, "weight", weight, 0)))
+        out = empty_beside(dy, (_size(op, "dy", dy, 0), _size(op, "weight", weight, 0)))
     _core.linear_backward_data(dy, weight, out)
     return out
 
@@ -38,8 +38,7 @@ def linear_backward_weight(dy: Array, x: Array, *, out: Array | None = None) -> 
     """The gradient of weight: ``x.T @ dy`` for dy (M, K), x (M, C); gives (C, K). Added to ``out`` where given."""
     op = "linear_backward_weight"
     if out is None:
-        out = empty((_size(op, "x", x, 1), _size(op, "dy", dy, 1)))
-        out.fill(0)
+        out = zeros_beside(dy, (_size(op, "x", x, 1), _size(op, "dy", dy, 1)))
     _core.linear_backward_weight(dy, x, out)
     return out
 
@@ -47,7 +46,6 @@ def linear_backward_weight(dy: Array, x: Array, *, out: Array | None = None) -> 
 def linear_backward_bias(dy: Array, *, out: Array | None = None) -> Array:
     """The gradient of bias: the sum of dy (M, K) over its rows; gives (K,). Added to ``out`` where given."""
     if out is None:
-        out = empty((_size("linear_backward_bias", "dy", dy, 1),))
-        out.fill(0)
+        out = zeros_beside(dy, (_size("linear_backward_bias", "dy", dy, 1),))
     _core.linear_backward_bias(dy, out)
     return out

@@ -11,7 +11,7 @@ from .arrays import Array, result_for, shape_of
 
 def softmax(x: Array, *, out: Array | None = None) -> Array:
     """Softmax over the last axis of a float32 array of one or more dimensions; ``out`` may be ``x``."""
-    out = result_for("softmax", shape_of("softmax", "x", x), out)
+    out = result_for("softmax", x, shape_of("softmax", "x", x), out)
     _core.softmax(x, out)
     return out
 
@@ -40,7 +40,7 @@ def softmax_cross_entropy(
     ValueError names the position and value of a label outside ``[0, K)``; nothing is written then.
     """
     _check_labels("softmax_cross_entropy", logits, labels)
-    out = result_for("softmax_cross_entropy", logits.shape, out)
+    out = result_for("softmax_cross_entropy", logits, logits.shape, out)
     return _core.softmax_cross_entropy(logits, labels, weight, denominator, out), out
 
 
@@ -62,5 +62,5 @@ def dice_loss(
     out of the mean. ``out`` may be ``logits``. Errors as ``softmax_cross_entropy``.
     """
     _check_labels("dice_loss", logits, labels)
-    out = result_for("dice_loss", logits.shape, out)
+    out = result_for("dice_loss", logits, logits.shape, out)
     return _core.dice_loss(logits, labels, smooth, include_background, denominator, out), out

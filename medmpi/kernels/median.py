@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import axes_of, remembered, result_for, shape_of
+from .arrays import axes_of, remembered, resident, result_for, shape_of
 
 _KERNELS = {
     "uint8": _core.median_filter_uint8,
@@ -55,6 +55,7 @@ def median_filter(
         TypeError: another dtype, an array that is not C-contiguous. ValueError: no dimensions, an axis of length 0,
         even or non-positive sizes, a window of more than 65535 values, axes, mode or cval that do not fit.
     """
+    input = resident(input)
     shape = shape_of("median_filter", "input", input)
     if not shape or 0 in shape:
         raise ValueError(f"median_filter: input has shape {shape}, expected one or more axes of at least 1")
@@ -64,7 +65,7 @@ def median_filter(
     extents, window = _window(shape, size, axes)
     if mode in ("constant", "grid-constant") and not _holds(input.dtype, cval):
         raise ValueError(f"median_filter: cval has {cval}, expected a value of {input.dtype}")
-    y = result_for("median_filter", shape, out, input.dtype)
+    y = result_for("median_filter", input, shape, out, input.dtype)
     kernel(input, y, extents, window, mode, cval if "constant" in mode else 0.0)
     return y
 

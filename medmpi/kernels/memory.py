@@ -13,6 +13,14 @@ def memory_statistics() -> dict[str, int]:
     return _core.memory_statistics()
 
 
+def device_memory_statistics() -> dict[str, int]:
+    """Bytes ``in_use``, ``reserved``, ``peak`` of the device's pool, and its ``cap`` (MEDMPI_DEVICE_MEMORY; 0: none).
+
+    All are 0 where no device array was ever made.
+    """
+    return _core.device_statistics()
+
+
 def reset_peak_memory() -> None:
     """Let ``peak`` start again from what is in use now."""
     _core.reset_peak_memory()

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty, remembered, result_for, shape_of
+from .arrays import Array, empty_beside, remembered, result_for, shape_of
 
 Pair: TypeAlias = int | Sequence[int]
 Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
@@ -99,8 +99,8 @@ def max_pool2d(
     shape, kernel, steps, start, spread, wide = _max_windows(
         op, shape_of(op, "x", x), kernel_size, stride, padding, dilation, ceil_mode
     )
-    out = result_for(op, shape, out)
-    place = empty(shape, _INT32 if wide else _UINT8)
+    out = result_for(op, x, shape, out)
+    place = empty_beside(x, shape, _INT32 if wide else _UINT8)
     _core.max_pool2d(x, kernel, steps, start, spread, shape[1:3], wide, out, place)
     return out, MaxPoolIndices(place, kernel, steps, start, spread)
 
@@ -133,7 +133,7 @@ def max_pool2d_backward(
     grad = _image(op, "dy", shape_of(op, "dy", dy))
     if (grad[0], grad[3]) != (shape[0], shape[3]):
         raise ValueError(f"{op}: dy has shape {grad}, expected the images and channels of x_shape {shape}")
-    out = result_for(op, shape, out)
+    out = result_for(op, dy, shape, out)
     _core.max_pool2d_backward(
         dy, indices.place, shape, indices.kernel_size, indices.stride, indices.padding, indices.dilation,
         indices.place.dtype == np.int32, out,
@@ -171,7 +171,7 @@ def _average_windows(
 
 
 def _average(op: str, x: Array, rows: NDArray[np.int32], columns: NDArray[np.int32], out: Array | None) -> Array:
-    out = result_for(op, (x.shape[0], rows.shape[1], columns.shape[1], x.shape[3]), out)
+    out = result_for(op, x, (x.shape[0], rows.shape[1], columns.shape[1], x.shape[3]), out)
     _core.average_pool(op, x, rows, columns, out)
     return out
 
@@ -179,7 +179,7 @@ def _average(op: str, x: Array, rows: NDArray[np.int32], columns: NDArray[np.int
 def _average_backward(
     op: str, dy: Array, shape: tuple[int, ...], rows: NDArray[np.int32], columns: NDArray[np.int32], out: Array | None
 ) -> Array:
-    out = result_for(op, shape, out)
+    out = result_for(op, dy, shape, out)
     _core.average_pool_backward(op, dy, shape, rows, columns, out)
     return out
 
@@ -239,7 +239,7 @@ def global_avg_pool2d(x: Array, *, out: Array | None = None) -> Array:
     """The mean of each image and channel: ``(N, H, W, C)`` to ``(N, C)``."""
     op = "global_avg_pool2d"
     n, h, w, c = _image(op, "x", shape_of(op, "x", x))
-    out = result_for(op, (n, c), out)
+    out = result_for(op, x, (n, c), out)
     _core.average_pool(op, x, _even(h, 1), _even(w, 1), out.reshape(n, 1, 1, c))
     return out
 

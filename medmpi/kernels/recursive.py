@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import empty
+from .arrays import empty_beside
 
 #: Poles of the third-order filter for a sigma of about 2 (L. van Vliet, I. Young, P. Verbeek, "Recursive Gaussian
 #: derivative filters", ICPR 1998, least squares).
@@ -39,7 +39,7 @@ def coefficients(sigma: float) -> tuple[tuple[float, ...], int]:
 
 def filter_axis(x: NDArray[Any], axis: int, sigma: float, mode: str, cval: float) -> NDArray[Any]:
     """A float32 or float64 array filtered along one axis."""
-    out = empty(x.shape, x.dtype)
+    out = empty_beside(x, x.shape, x.dtype)
     numbers, margin = coefficients(sigma)
     extents = (math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
     kernel = _core.recursive_filter if x.dtype == np.float32 else _core.recursive_filter_double

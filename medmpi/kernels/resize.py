@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import _core
-from .arrays import Array, empty, shape_of
+from .arrays import Array, empty_beside, shape_of
 
 
 def resize(
@@ -27,7 +27,7 @@ def resize(
     if min(height, width) < 1:
         raise ValueError(f"resize: size is ({height}, {width}), expected at least 1")
     if out is None:
-        out = empty(shape)
+        out = empty_beside(x, shape)
     _core.resize(x, out, shape, mode, align_corners)
     return out
 
@@ -43,7 +43,7 @@ def resize_backward(
     """Gradient of :func:`resize` with respect to its input of shape ``x_shape`` (n, h, w, c)."""
     _four("resize_backward", "dy", dy)
     if out is None:
-        out = empty(x_shape)
+        out = empty_beside(dy, x_shape)
     _core.resize_backward(dy, out, tuple(x_shape), mode, align_corners)
     return out
 

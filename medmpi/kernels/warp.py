@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .arrays import empty, shape_of
+from .arrays import empty_beside, shape_of
 
 
 def warp(
@@ -40,7 +40,7 @@ def warp(
         colour[..., 0] = _fixed("gain", gains, (n, c), 4096)
         colour[..., 1] = _fixed("bias", biases, (n, c), 4096)
     if out is None:
-        out = empty(shape, np.uint8)
+        out = empty_beside(x, shape, np.uint8)
     _core.warp(x, numbers, colour, out, mode == "bilinear")
     return out
 

@@ -20,7 +20,7 @@ MORE = [  # several bands of rows, bands that end within an image, tiles that re
 ]
 
 
-@pytest.fixture(autouse=True, scope="module", params=kernels.backends())
+@pytest.fixture(autouse=True, scope="module", params=[name for name in kernels.backends() if name.startswith("cpu")])
 def backend(request):
     before = kernels.backend()
     kernels.use_backend(request.param)

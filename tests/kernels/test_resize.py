@@ -30,7 +30,7 @@ def test_equals_torch(shape, size, mode, align):
     ty = torch.nn.functional.interpolate(tx, size=size, mode=mode, align_corners=align if mode == "bilinear" else None)
     dy = np.random.default_rng(1).standard_normal((shape[0], *size, shape[3])).astype(np.float32)
     ty.backward(torch.from_numpy(dy).permute(0, 3, 1, 2))
-    for backend in K.backends():
+    for backend in [name for name in K.backends() if name.startswith("cpu")]:
         K.use_backend(backend)
         y = K.resize(
             x, size, mode=mode, align_corners=align, out=np.full((shape[0], *size, shape[3]), np.nan, np.float32)

@@ -110,7 +110,7 @@ def test_any_matrix_stays_inside(seed, h, w, c):
     out = guarded[64:-64].reshape(x.shape)
     before = kernels.backend()
     try:
-        for name in kernels.backends():
+        for name in [name for name in kernels.backends() if name.startswith("cpu")]:
             kernels.use_backend(name)
             assert kernels.warp(x, matrix, out=out) is out
             assert np.array_equal(out, _reference(x, matrix, True))

@@ -1,0 +1,409 @@
+#include "bind/device_array.h"
+
+#include <pybind11/stl.h>
+
+#include <numeric>
+
+#include "bind/dlpack.h"
+#include "ops/ops.h"
+
+namespace medmpi {
+namespace {
+
+const ElementType kTypes[] = {
+    {"float32", "f4", 4, dlpack::kFloat}, {"float64", "f8", 8, dlpack::kFloat}, {"uint8", "u1", 1, dlpack::kUInt},
+    {"uint16", "u2", 2, dlpack::kUInt},   {"int32", "i4", 4, dlpack::kInt},     {"int64", "i8", 8, dlpack::kInt},
+};
+
+cuda::Stream legacy_stream() { return nullptr; }
+
+/// A stream as CUDA's interfaces name it: a handle, or 1 and 2 for the default streams.
+cuda::Stream stream_of(intptr_t number) { return number == 1 ? legacy_stream() : reinterpret_cast<void*>(number); }
+
+const ElementType& type_of(const std::string& at, const py::dtype& dtype) {
+  const std::string name = py::str(dtype);
+  for (const ElementType& type : kTypes)
+    if (name == type.name) return type;
+  throw py::type_error(at + " has dtype " + name + ", expected float32, float64, uint8, uint16, int32 or int64");
+}
+
+std::string text(const std::vector<py::ssize_t>& shape) {
+  std::string t = "(";
+  for (size_t i = 0; i < shape.size(); ++i) t += (i ? ", " : "") + std::to_string(shape[i]);
+  return t + (shape.size() == 1 ? ",)" : ")");
+}
+
+/// ValueError unless the strides, in units of `unit` bytes or elements, are those of a C-contiguous array.
+void check_contiguous(const std::string& at, const std::vector<py::ssize_t>& shape, const int64_t* strides,
+                      int64_t unit) {
+  if (!strides) return;
+  for (py::ssize_t extent : shape)
+    if (extent == 0) return;
+  int64_t want = unit;
+  for (size_t i = shape.size(); i-- > 0; want *= shape[i])
+    if (shape[i] != 1 && strides[i] != want) throw py::type_error(at + " is not C-contiguous; pass a contiguous copy");
+}
+
+void check_device(const std::string& at, int device) {
+  if (device != cuda::device())
+    throw py::value_error(at + " is on device " + std::to_string(device) + ", expected device " +
+                          std::to_string(cuda::device()) + ", which this process uses");
+}
+
+DeviceArray from_interface(const py::dict& interface, const py::object& owner, const std::string& at, bool writable) {
+  const auto shape = interface["shape"].cast<std::vector<py::ssize_t>>();
+  const ElementType& type = type_of(at, py::dtype(interface["typestr"].cast<std::string>()));
+  const auto [address, read_only] = interface["data"].cast<std::pair<uintptr_t, bool>>();
+  if (read_only && writable) throw py::type_error(at + " is read-only, expected a writable array");
+  if (interface.contains("strides") && !interface["strides"].is_none()) {
+    const auto strides = interface["strides"].cast<std::vector<int64_t>>();
+    check_contiguous(at, shape, strides.data(), static_cast<int64_t>(type.size));
+  }
+  // without a stream the producer's work is taken to be in the default stream, where torch's is
+  cuda::Stream stream = legacy_stream();
+  if (interface.contains("stream") && !interface["stream"].is_none()) {
+    const auto number = interface["stream"].cast<intptr_t>();
+    if (number == 0) throw py::value_error(at + " names stream 0, which the CUDA array interface does not allow");
+    stream = stream_of(number);
+  }
+  auto* data = reinterpret_cast<char*>(address);
+  return {std::make_shared<DeviceMemory>(data, stream, owner), data, shape, type};
+}
+
+DeviceArray from_dlpack(const py::object& object, const std::string& at) {
+  const auto [kind, device] = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  check_device(at, device);
+  // the producer lets our stream wait for its work; ours is awaited by the default stream
+  const auto stream = reinterpret_cast<intptr_t>(cuda::current_stream());
+  py::capsule capsule = object.attr("__dlpack__")(py::arg("stream") = stream);
+  auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  if (!managed) throw py::error_already_set();
+  PyCapsule_SetName(capsule.ptr(), "used_dltensor");
+  const py::capsule owner(managed, [](void* p) {
+    auto* m = static_cast<dlpack::ManagedTensor*>(p);
+    if (m->deleter) m->deleter(m);
+  });
+  const dlpack::Tensor& t = managed->tensor;
+  const std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim);
+  for (const ElementType& type : kTypes)
+    if (t.lanes == 1 && t.code == type.dlpack_code && t.bits == 8 * type.size) {
+      check_contiguous(at, shape, t.strides, 1);
+      char* data = static_cast<char*>(t.data) + t.byte_offset;
+      return {std::make_shared<DeviceMemory>(data, legacy_stream(), owner), data, shape, type};
+    }
+  throw py::type_error(at + " has an element type that is not float32, float64, uint8, uint16, int32 or int64");
+}
+
+bool is_on_cuda(const py::object& object) {
+  if (!py::hasattr(object, "__dlpack_device__") || !py::hasattr(object, "__dlpack__")) return false;
+  const int kind = object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first;
+  return kind == dlpack::kCuda || kind == dlpack::kCudaManaged;
+}
+
+}  // namespace
+
+DeviceMemory::DeviceMemory(size_t bytes) : stream_(cuda::current_stream()), foreign_(false) {
+  block_ = cuda::allocate(bytes, stream_);
+}
+
+DeviceMemory::DeviceMemory(void* data, cuda::Stream stream, py::object owner)
+    : block_{data, 0}, stream_(stream), owner_(std::move(owner)), foreign_(true) {}
+
+DeviceMemory::~DeviceMemory() {
+  if (!foreign_) cuda::release(block_, stream_);
+}
+
+void DeviceMemory::begin_use() {
+  const cuda::Stream mine = cuda::current_stream();
+  const cuda::Stream last = foreign_ ? stream_.load() : stream_.exchange(mine);
+  if (last != mine) cuda::order(last, mine);
+}
+
+void DeviceMemory::end_use() const {
+  if (foreign_) cuda::order(cuda::current_stream(), stream_);
+}
+
+DeviceArray DeviceArray::empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
+  const ElementType& type = type_of("empty: the array", dtype);
+  size_t bytes = type.size;
+  for (py::ssize_t extent : shape) {
+    if (extent < 0) throw py::value_error("empty: shape has a negative size, expected sizes >= 0");
+    const auto n = static_cast<size_t>(extent);
+    if (n && bytes > (size_t{1} << 62) / n) throw py::value_error("empty: shape is too large for memory");
+    bytes *= n;
+  }
+  auto memory = std::make_shared<DeviceMemory>(bytes);
+  char* data = memory->data();
+  return {std::move(memory), data, shape, type};
+}
+
+bool DeviceArray::view_of(py::handle object, const std::string& at, bool writable, py::object& view) {
+  const auto owner = py::reinterpret_borrow<py::object>(object);
+  if (py::isinstance<DeviceArray>(object)) {
+    view = owner;
+    return true;
+  }
+  const auto require_device = [&] {
+    if (!device_ops()) throw py::type_error(at + " is on a CUDA device, which medmpi cannot use here");
+  };
+  const py::object interface = py::getattr(object, "__cuda_array_interface__", py::none());
+  if (!interface.is_none()) {
+    require_device();
+    view = py::cast(from_interface(interface, owner, at, writable));
+    return true;
+  }
+  if (!is_on_cuda(owner)) return false;
+  require_device();
+  view = py::cast(from_dlpack(owner, at));
+  return true;
+}
+
+py::ssize_t DeviceArray::count() const {
+  return std::accumulate(shape_.begin(), shape_.end(), py::ssize_t{1}, std::multiplies<>());
+}
+
+py::tuple DeviceArray::shape_tuple() const {
+  py::tuple t(shape_.size());
+  for (size_t i = 0; i < shape_.size(); ++i) t[i] = shape_[i];
+  return t;
+}
+
+py::array DeviceArray::numpy(const py::object& out) const {
+  py::array host = out.is_none() ? py::array(dtype(), shape_) : out.cast<py::array>();
+  const std::vector<py::ssize_t> shape(host.shape(), host.shape() + host.ndim());
+  if (shape != shape_ || std::string(py::str(host.dtype())) != type_->name || !(host.flags() & py::array::c_style) ||
+      !host.writeable())
+    throw py::value_error("numpy: out has shape " + text(shape) + " and dtype " + std::string(py::str(host.dtype())) +
+                          ", expected a writable C-contiguous array of " + text(shape_) + " and " + type_->name);
+  void* to = host.mutable_data();
+  memory_->begin_use();
+  py::gil_scoped_release nogil;
+  cuda::copy_to_host(to, data_, bytes());
+  return host;
+}
+
+DeviceArray DeviceArray::copy() const {
+  auto memory = std::make_shared<DeviceMemory>(bytes());
+  memory_->begin_use();
+  cuda::copy_on_device(memory->data(), data_, bytes());
+  memory_->end_use();
+  char* data = memory->data();
+  return {std::move(memory), data, shape_, *type_};
+}
+
+DeviceArray DeviceArray::reshape(std::vector<py::ssize_t> shape) const {
+  py::ssize_t known = 1, unknown = -1;
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (shape[i] >= 0)
+      known *= shape[i];
+    else if (shape[i] == -1 && unknown < 0)
+      unknown = static_cast<py::ssize_t>(i);
+    else
+      throw py::value_error("reshape: shape is " + text(shape) + ", expected sizes >= 0 and at most one -1");
+  }
+  if (unknown >= 0 && known > 0) {
+    shape[static_cast<size_t>(unknown)] = count() / known;
+    known *= count() / known;
+  }
+  if (known != count())
+    throw py::value_error("reshape: shape is " + text(shape) + ", expected " + std::to_string(count()) + " values");
+  return {memory_, data_, std::move(shape), *type_};
+}
+
+DeviceArray DeviceArray::part(const py::object& key) const {
+  if (py::isinstance<py::ellipsis>(key)) return *this;
+  if (shape_.empty()) throw py::index_error("an array of 0 dimensions has no parts");
+  const py::ssize_t n = shape_[0];
+  const size_t row = n ? bytes() / static_cast<size_t>(n) : 0;
+  auto shape = shape_;
+  py::ssize_t start = 0;
+  if (py::isinstance<py::slice>(key)) {
+    py::ssize_t stop = 0, step = 0, length = 0;
+    if (!key.cast<py::slice>().compute(n, &start, &stop, &step, &length)) throw py::error_already_set();
+    if (step != 1) throw py::index_error("a slice has step " + std::to_string(step) + ", expected 1 on a device");
+    shape[0] = length;
+  } else if (PyIndex_Check(key.ptr())) {
+    start = PyNumber_AsSsize_t(key.ptr(), PyExc_IndexError);
+    if (start == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (start < 0) start += n;
+    if (start < 0 || start >= n) throw py::index_error("index is out of range for " + std::to_string(n) + " elements");
+    shape.erase(shape.begin());
+  } else {
+    throw py::index_error("expected an index or a slice of the first axis: device arrays stay contiguous");
+  }
+  return {memory_, data_ + static_cast<size_t>(start) * row, std::move(shape), *type_};
+}
+
+void DeviceArray::assign(const py::object& value) const {
+  py::object view;
+  if (PyFloat_Check(value.ptr()) || PyLong_Check(value.ptr())) {
+    const auto number = value.cast<double>();
+    memory_->begin_use();
+    if (number == 0)
+      cuda::set_zero(data_, bytes());
+    else if (std::string(type_->name) == "float32")
+      device_ops()->elementwise->fill(count(), static_cast<float>(number), reinterpret_cast<float*>(data_));
+    else
+      throw py::type_error("a device array of " + std::string(type_->name) + " can be filled with 0 only");
+  } else if (view_of(value, "value", false, view)) {
+    const auto& from = view.cast<const DeviceArray&>();
+    if (from.shape_ != shape_ || from.type_ != type_)
+      throw py::value_error("value has shape " + text(from.shape_) + " and dtype " + from.type_->name + ", expected " +
+                            text(shape_) + " and " + type_->name);
+    memory_->begin_use();
+    from.memory_->begin_use();
+    cuda::copy_on_device(data_, from.data_, bytes());
+    from.memory_->end_use();
+  } else {
+    const auto host = py::reinterpret_borrow<py::object>(value).cast<py::array>();
+    const std::vector<py::ssize_t> shape(host.shape(), host.shape() + host.ndim());
+    if (shape != shape_) throw py::value_error("value has shape " + text(shape) + ", expected " + text(shape_));
+    if (!(host.flags() & py::array::c_style)) throw py::type_error("value is not C-contiguous, expected it to be");
+    if (type_of("value", host.dtype()).name != type_->name)
+      throw py::type_error("value has dtype " + std::string(py::str(host.dtype())) + ", expected " + type_->name);
+    memory_->begin_use();
+    const void* from = host.data();
+    py::gil_scoped_release nogil;
+    cuda::copy_to_device(data_, from, bytes());
+  }
+  memory_->end_use();
+}
+
+py::dict DeviceArray::cuda_array_interface() const {
+  // torch takes such arrays without a look at their stream: let its default stream wait
+  memory_->begin_use();
+  cuda::order(cuda::current_stream(), legacy_stream());
+  py::dict d;
+  d["version"] = 3;
+  d["shape"] = shape_tuple();
+  d["typestr"] = (type_->size == 1 ? "|" : "<") + std::string(type_->code);
+  d["data"] = py::make_tuple(count() ? reinterpret_cast<uintptr_t>(data_) : 0, false);
+  d["strides"] = py::none();
+  d["stream"] = reinterpret_cast<intptr_t>(cuda::current_stream());
+  return d;
+}
+
+namespace {
+
+/// What an exported tensor refers to, and the stream of who took it.
+struct Exported {
+  dlpack::ManagedTensor managed{};
+  std::shared_ptr<DeviceMemory> memory;
+  std::vector<int64_t> shape;
+};
+
+}  // namespace
+
+py::capsule DeviceArray::dlpack(const py::object& stream) const {
+  memory_->begin_use();
+  const intptr_t number = stream.is_none() ? 1 : stream.cast<intptr_t>();
+  if (number == 0) throw py::value_error("__dlpack__: stream is 0, which is ambiguous; expected 1, 2 or a handle");
+  if (number != -1) cuda::order(cuda::current_stream(), stream_of(number));
+  auto* exported = new Exported{{}, memory_, {shape_.begin(), shape_.end()}};
+  exported->managed.tensor = {data_,
+                              dlpack::kCuda,
+                              cuda::device(),
+                              static_cast<int32_t>(shape_.size()),
+                              static_cast<uint8_t>(type_->dlpack_code),
+                              static_cast<uint8_t>(8 * type_->size),
+                              1,
+                              exported->shape.data(),
+                              nullptr,
+                              0};
+  exported->managed.context = exported;
+  exported->managed.deleter = [](dlpack::ManagedTensor* m) {
+    const py::gil_scoped_acquire gil;  // memory of somebody else's may go with it
+    auto* e = static_cast<Exported*>(m->context);
+    try {
+      // who took it may still be at work in its stream
+      e->memory->begin_use();
+      cuda::order(legacy_stream(), cuda::current_stream());
+    } catch (const std::exception&) {
+      // the device is gone, and so is the work
+    }
+    delete e;
+  };
+  return py::reinterpret_steal<py::capsule>(PyCapsule_New(&exported->managed, "dltensor", [](PyObject* capsule) {
+    if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // its consumer deletes it
+    auto* m = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
+    m->deleter(m);
+  }));
+}
+
+void bind_device_array(py::module_& m) {
+  py::class_<DeviceArray>(m, "DeviceArray", "A C-contiguous array in a CUDA device's memory.")
+      .def_property_readonly("shape", &DeviceArray::shape_tuple)
+      .def_property_readonly("dtype", &DeviceArray::dtype)
+      .def_property_readonly("ndim", [](const DeviceArray& a) { return a.shape().size(); })
+      .def_property_readonly("size", &DeviceArray::count)
+      .def_property_readonly("nbytes", &DeviceArray::bytes)
+      .def_property_readonly("device", [](const DeviceArray&) { return "cuda:" + std::to_string(cuda::device()); })
+      .def("numpy", &DeviceArray::numpy, py::arg("out") = py::none())
+      .def("copy", &DeviceArray::copy)
+      .def("reshape",
+           [](const DeviceArray& a, const py::args& sizes) {
+             const py::object shape =
+                 sizes.size() == 1 && !PyIndex_Check(sizes[0].ptr()) ? py::object(sizes[0]) : py::object(sizes);
+             return a.reshape(shape.cast<std::vector<py::ssize_t>>());
+           })
+      .def("__getitem__", &DeviceArray::part, py::arg("key"))
+      .def(
+          "__setitem__",
+          [](const DeviceArray& a, const py::object& key, const py::object& value) { a.part(key).assign(value); },
+          py::arg("key"), py::arg("value"))
+      .def("__len__",
+           [](const DeviceArray& a) {
+             if (a.shape().empty()) throw py::type_error("an array of 0 dimensions has no length");
+             return a.shape()[0];
+           })
+      .def("__repr__",
+           [](const DeviceArray& a) {
+             return "DeviceArray(shape=" + text(a.shape()) + ", dtype=" + a.type().name +
+                    ", device=cuda:" + std::to_string(cuda::device()) + ")";
+           })
+      .def("__array__",
+           [](const DeviceArray&, const py::args&, const py::kwargs&) -> py::object {
+             throw py::type_error("this array is on a device, expected one in host memory; copy it with .numpy()");
+           })
+      .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
+      .def(
+          "__dlpack__",
+          [](const DeviceArray& a, const py::object& stream, const py::object&, const py::object&, const py::object&) {
+            return a.dlpack(stream);
+          },
+          py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+          py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
+      .def("__dlpack_device__",
+           [](const DeviceArray&) { return py::make_tuple(static_cast<int>(dlpack::kCuda), cuda::device()); });
+  m.def("device_empty", &DeviceArray::empty, py::arg("shape"), py::arg("dtype"));
+  m.def(
+      "device_view",
+      [](const py::object& array) {
+        py::object view;
+        if (!DeviceArray::view_of(array, "as_device_array: array", false, view)) return py::object(py::none());
+        return view;
+      },
+      py::arg("array"));
+  m.def(
+      "device_shares_memory",
+      [](const DeviceArray& a, const DeviceArray& b) {
+        return a.data() < b.data() + b.bytes() && b.data() < a.data() + a.bytes();
+      },
+      py::arg("a"), py::arg("b"));
+  m.def("synchronize", &cuda::synchronize, py::call_guard<py::gil_scoped_release>());
+  m.def("use_device", &cuda::use_device, py::arg("index"));
+  m.def("device_name", &cuda::device_name, py::arg("index"));
+  m.def("device_statistics", [] {
+    const auto now = cuda::statistics();
+    py::dict d;
+    d["in_use"] = now.in_use;
+    d["reserved"] = now.reserved;
+    d["peak"] = now.peak;
+    d["cap"] = now.cap;
+    return d;
+  });
+  m.def("reset_peak_device_memory", &cuda::reset_peak);
+  m.def("trim_device_memory", &cuda::trim, py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace medmpi
