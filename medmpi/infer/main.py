@@ -27,15 +27,21 @@ def run(options: Options, world: World) -> None:
     from medmpi import kernels as K
     from medmpi.infer.files import printer, run_files
     from medmpi.infer.predictor import Predictor
+    from medmpi.train.device import take
     from medmpi.train.failure import Failure, on_root, together
 
     if options.threads is not None:
         K.set_threads(options.threads)
     say = printer(world, quiet=options.quiet)
+    together(world, lambda: take(options.device, options.precision, world.local_rank))
     predictor = together(
         world,
         lambda: Predictor(
-            options.run, options.checkpoint, temperature=options.temperature, threshold=options.threshold
+            options.run,
+            options.checkpoint,
+            temperature=options.temperature,
+            threshold=options.threshold,
+            device=options.device,
         ),
     )
     h, w = predictor.spec.image_size

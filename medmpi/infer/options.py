@@ -42,6 +42,8 @@ class Options:
     measure: bool = False
     limit_ms: float = 40.0
     images: int = 200
+    device: str = "cpu"
+    precision: str = "fp32"
     threads: int | None = None
     timeout: float = 300.0
     quiet: bool = False
@@ -86,6 +88,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--measure", action="store_true", help="no images: measure latencies")
     add("--limit-ms", type=float, default=40.0, metavar="MS", help="--measure: latency that 99 %% shall keep (40)")
     add("--images", type=int, default=200, metavar="N", help="--measure: images per rate (200)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (cpu)")
+    add(
+        "--precision", choices=("fp32", "tf32", "bf16"), default="fp32",
+        help="--device cuda: of its products (fp32); sums are float32",
+    )  # fmt: skip
     add("--threads", type=int, default=None, metavar="N", help="OpenMP threads per rank (cores / ranks of the node)")
     add("--timeout", type=float, default=300.0, metavar="S", help="seconds a rank may keep the others waiting (300)")
     add("--quiet", action="store_true", help="print warnings and the result only")
@@ -114,12 +121,14 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         value = getattr(given, name)
         if value is not None and not value >= low:
             raise ConfigError(f"--{name.replace('_', '-')} is {value}, expected {low:g} or more")
+    if given.precision != "fp32" and given.device == "cpu":
+        raise ConfigError(f"--precision {given.precision} needs --device cuda: the CPU computes in fp32")
     return Options(
         run=given.run, inputs=tuple(given.inputs), out=given.out, checkpoint=given.checkpoint, masks=masks,
         temperature=given.temperature, threshold=given.threshold,
         watch=given.watch, listen=given.listen, bind=given.bind, ae_title=given.ae_title, idle=given.idle,
         keep=not given.no_keep, measure=given.measure, limit_ms=given.limit_ms, images=given.images,
-        threads=given.threads, timeout=given.timeout, quiet=given.quiet,
+        device=given.device, precision=given.precision, threads=given.threads, timeout=given.timeout, quiet=given.quiet,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmpi import models, nn
+from medmpi import kernels, models, nn
 from medmpi.data import MedicalImage, Reading, normalise
 from medmpi.infer.decision import decide_by
 from medmpi.nn.checkpoint import CheckpointError
@@ -36,6 +36,7 @@ class Predictor:
         temperature: str = "auto",
         threshold: str | None = None,
         tune: bool = True,
+        device: str = "cpu",
     ) -> None:
         try:
             saved = models.load(run, which)
@@ -47,7 +48,12 @@ class Predictor:
         self.decision = decide_by(saved, temperature, threshold)
         graph = saved.graph.fold()
         self.shape = (1, *self.spec.image_size, self.spec.channels)
-        self._session = nn.Session.tuned(graph, self.shape) if tune else nn.Session(graph, self.shape)
+        if device != "cpu":
+            for node in graph.nodes:
+                node.layer.move(kernels.to_device)
+            self._session = nn.Session(graph, self.shape, device=device)
+        else:
+            self._session = nn.Session.tuned(graph, self.shape) if tune else nn.Session(graph, self.shape)
         self._mean, self._std = (np.asarray(v, np.float32) for v in (self.spec.mean, self.spec.std))
 
     @property
@@ -64,9 +70,9 @@ class Predictor:
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The network's output for uint8 (1, h, w, c); valid until the next call."""
-        np.copyto(self._session.inputs[0], normalise(pixels, self._mean, self._std))
+        self._session.inputs[0][...] = normalise(pixels, self._mean, self._std)
         self._session.run()
-        result: NDArray[np.float32] = self._session.outputs[0]
+        result: NDArray[np.float32] = kernels.to_host(self._session.outputs[0])
         return result
 
     def predict(self, pixels: NDArray[np.uint8], original: tuple[int, int]) -> Prediction:

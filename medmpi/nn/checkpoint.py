@@ -17,6 +17,7 @@ import numpy as np
 import safetensors
 from numpy.typing import NDArray
 
+from .. import kernels as K
 from ..files import replacing
 from .graph import Graph
 
@@ -34,7 +35,7 @@ def state_dict(graph: Graph) -> dict[str, NDArray[Any]]:
     for node in graph.nodes:
         layer = node.layer
         for name, value in {**layer.p, **layer.b}.items():
-            state[f"{node.name}.{name}"] = np.array(layer.to_torch(name, value), order="C", copy=True)
+            state[f"{node.name}.{name}"] = np.array(layer.to_torch(name, K.to_host(value)), order="C", copy=True)
     return state
 
 
@@ -60,7 +61,7 @@ def load_state_dict(
     for full, (layer, name, value) in targets.items():
         if full not in state:
             continue
-        given, want = state[full], layer.to_torch(name, value).shape
+        given, want = state[full], layer.to_torch(name, K.to_host(value)).shape
         if given.shape != want:
             problems.append(f"{full} has shape {given.shape}, expected {want}")
         elif given.dtype.kind != value.dtype.kind:
@@ -69,7 +70,7 @@ def load_state_dict(
         raise CheckpointError("load_state_dict: state " + "; ".join(problems))
     for full, (layer, name, value) in targets.items():
         if full in state:
-            value[...] = layer.from_torch(name, np.asarray(state[full]))
+            value[...] = np.asarray(layer.from_torch(name, np.asarray(state[full])), value.dtype, order="C")
     return missing, unexpected
 
 

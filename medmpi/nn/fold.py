@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,9 @@ class FoldedConv2d(Layer):
             **self.conv.window,
         )
         return y, None
+
+    def move(self, place: Callable[[Array], Array]) -> None:
+        self.weight, self.bias = place(self.weight), None if self.bias is None else place(self.bias)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         return self.conv.output_shape(shapes[0])

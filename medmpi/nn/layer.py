@@ -164,6 +164,11 @@ class Layer:
         for part in self.exact.parts(len(batch[0])):
             self.exact.totals[name] += kernel(*(array[part] for array in batch), **options)
 
+    def move(self, place: Callable[[Array], Array]) -> None:
+        """Parameters and running statistics become what ``place`` makes of them: for inference elsewhere."""
+        for table in (self.p, self.b):
+            table.update((name, place(value)) for name, value in table.items() if value.dtype.kind == "f")
+
     def output_shape(self, *shapes: Shape) -> Shape:
         """Shape of the result for inputs of these shapes; ValueError where they do not fit."""
         raise NotImplementedError

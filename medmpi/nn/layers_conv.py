@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, empty_beside
 from .initialise import Initializer, fan_uniform
 from .layer import Context, Layer, Padding, Pair, ParameterSpec, Shape, image_shape, pair, sides, window_size
 
@@ -108,7 +108,7 @@ class Conv2d(_Convolution):
         (sh, sw), k = self.stride, self.out_channels
         if x.size // (self.in_channels * sh * sw) * k < _MANY_OUTPUTS:
             return None
-        return np.empty(k), np.empty(k)
+        return empty_beside(x, (k,), np.float64), empty_beside(x, (k,), np.float64)
 
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, empty_beside, to_place, zeros_beside
 from ..kernels.collective import merge_statistics_of
 from .initialise import Initializer, constant
 from .layer import Context, Layer, Moments, ParameterSpec, Shape, Statistics, image_shape
@@ -95,18 +95,21 @@ class BatchNorm2d(Layer):
         pieces = [piece for xs in batches for piece in self._pieces(xs[0])]
         rows = np.empty((len(pieces), 1 + 2 * self.channels))
         for row, piece in zip(rows, pieces, strict=True):
-            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = self._moments(piece, context)
+            count, *moments = self._moments(piece, context)  # ranks join them in host memory
+            row[0], row[1 : 1 + self.channels], row[1 + self.channels :] = count, *map(K.to_host, moments)
         if self.exact is not None:
-            moments = context.statistics.merge_parts(rows)
+            joined = context.statistics.merge_parts(rows)
         elif len(rows) == 1:
             row = rows[0]
-            moments = context.statistics.merge(int(row[0]), row[1 : 1 + self.channels], row[1 + self.channels :])
+            joined = context.statistics.merge(int(row[0]), row[1 : 1 + self.channels], row[1 + self.channels :])
         else:
             mean, m2 = np.empty(self.channels), np.empty(self.channels)
             count = int(merge_statistics_of(rows, mean, m2))
-            moments = context.statistics.merge(count, mean, m2)
-        self._track(*moments)
-        return moments
+            joined = context.statistics.merge(count, mean, m2)
+        count, mean, m2 = joined
+        joint = count, to_place(mean, batches[0][0]), to_place(m2, batches[0][0])
+        self._track(*joint)
+        return joint
 
     def _pieces(self, x: Array) -> list[Array]:
         """The parts of exact sums, or all in one."""
@@ -115,7 +118,7 @@ class BatchNorm2d(Layer):
     def forward_after(self, xs: Sequence[Array], joint: Joint, context: Context) -> tuple[Array, Any]:
         x, residual = xs[0], xs[1] if self.residual else None
         count, mean, m2 = joint
-        rstd = 1.0 / np.sqrt(m2 / max(count, 1) + self.eps)
+        rstd = K.batch_norm_deviation(m2, count, eps=self.eps)
         y = K.batch_norm_apply(x, self.p["weight"], self.p["bias"], mean, rstd, relu=self.relu, residual=residual)
         # without a residual, backward computes the ReLU's mask again from x: one array less to read
         return y, (x, y if self.relu and self.residual else None, mean, rstd, count, context.statistics)
@@ -133,7 +136,7 @@ class BatchNorm2d(Layer):
                 sums = K.batch_norm_backward_reduce(
                     *pieces[:2], mean, rstd, pieces[2], self.p["weight"], **self._again()
                 )
-                rows.append(np.concatenate(sums))
+                rows.append(np.concatenate([K.to_host(part) for part in sums]))
         parts = np.array(rows).reshape(-1, 2 * self.channels)
         joint: Statistics = batches[0][1][-1]
         if self.exact is not None:
@@ -142,16 +145,19 @@ class BatchNorm2d(Layer):
                 self.exact.totals["weight"] += row[self.channels :].astype(np.float32)
             return joint.sum_parts(parts)
         total = parts[0] if len(parts) == 1 else parts.sum(0)
-        self.g["bias"] += total[: self.channels].astype(np.float32)  # of this rank: the ranks' are added later
-        self.g["weight"] += total[self.channels :].astype(np.float32)
+        self._add_sums(*np.split(total, 2))  # of this rank: the ranks' are added later
         return joint.sum(total)
+
+    def _add_sums(self, sum_dy: Moments, sum_dy_xhat: Moments) -> None:
+        for name, sums in (("bias", sum_dy), ("weight", sum_dy_xhat)):
+            K.batch_norm_add_sums(to_place(sums, self.g[name]), self.g[name])
 
     def backward_after(
         self, dy: Array, saved: Any, joint: Moments, overwrite: bool = False
     ) -> tuple[Array | None, ...]:
         x, y, mean, rstd, count, _ = saved
         dresidual, out = self._places(dy, overwrite)
-        sum_dy, sum_dy_xhat = (np.ascontiguousarray(part) for part in np.split(joint, 2))
+        sum_dy, sum_dy_xhat = (to_place(np.ascontiguousarray(part), dy) for part in np.split(joint, 2))
         dx = K.batch_norm_backward_apply(
             dy,
             x,
@@ -170,7 +176,7 @@ class BatchNorm2d(Layer):
 
     def _places(self, dy: Array, overwrite: bool) -> tuple[Array | None, Array | None]:
         """Where the residual's gradient goes (None: without a ReLU it is dy itself) and where dx may go."""
-        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
+        dresidual = empty_beside(dy, dy.shape) if self.residual and self.relu else None
         return dresidual, dy if overwrite and (dresidual is not None or not self.residual) else None
 
     def _with_residual(self, dx: Array, dy: Array, dresidual: Array | None) -> tuple[Array | None, ...]:
@@ -185,9 +191,9 @@ class BatchNorm2d(Layer):
             return
         self.b["num_batches_tracked"] += 1
         rate = self.momentum if self.momentum is not None else 1.0 / float(self.b["num_batches_tracked"])
-        for name, value in (("running_mean", mean), ("running_var", m2 / (count - 1))):
-            running = self.b[name]
-            running += (rate * (value - running)).astype(np.float32)
+        K.batch_norm_track(
+            mean, m2, count, rate=rate, running_mean=self.b["running_mean"], running_var=self.b["running_var"]
+        )
 
     def backward(
         self, dy: Array, saved: Any, need_dx: bool = True, overwrite: bool = False
@@ -211,14 +217,14 @@ class BatchNorm2d(Layer):
     def _backward_fixed(self, dy: Array, saved: _Fixed) -> tuple[Array | None, ...]:
         """With running statistics the layer is a scale and a shift per channel."""
         x, y = saved.x, saved.y
-        mean = self.b["running_mean"].astype(np.float64)
-        rstd = 1.0 / np.sqrt(self.b["running_var"].astype(np.float64) + self.eps)
+        mean, rstd = K.batch_norm_from_running(self.b["running_mean"], self.b["running_var"], eps=self.eps)
         if not self.frozen:
             sum_dy, sum_dy_xhat = K.batch_norm_backward_reduce(dy, x, mean, rstd, y)
-            self.g["bias"] += sum_dy.astype(np.float32)
-            self.g["weight"] += sum_dy_xhat.astype(np.float32)
-        dresidual = K.empty(dy.shape) if self.residual and self.relu else None
-        none = np.zeros(self.channels)  # statistics that do not depend on x send nothing back through them
+            self._add_sums(sum_dy, sum_dy_xhat)
+        dresidual = empty_beside(dy, dy.shape) if self.residual and self.relu else None
+        none = zeros_beside(
+            dy, (self.channels,), np.float64
+        )  # statistics that do not depend on x send nothing back through them
         dx = K.batch_norm_backward_apply(dy, x, self.p["weight"], mean, rstd, none, none, 1, y, dresidual=dresidual)
         if self.residual:
             return dx, dy if dresidual is None else dresidual

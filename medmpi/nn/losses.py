@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, on_device, to_place
 
 Labels: TypeAlias = NDArray[np.int64]
 Denominators: TypeAlias = NDArray[np.float64]
@@ -66,6 +66,11 @@ def _entropy(
     With p of the label, the focal loss is -(1 - p)^gamma log p. Its gradient by the logits is the cross-entropy's
     times (1 - p)^gamma - gamma p (1 - p)^(gamma - 1) log p, one factor per sample.
     """
+    if on_device(logits):
+        if gamma:  # on the host, which has the arithmetic
+            loss, dlogits = _entropy(K.to_host(logits), labels, weight, denominator, gamma)
+            return loss, K.to_device(dlogits)
+        labels, weight = K.to_device(labels), None if weight is None else K.to_device(weight)
     loss, dlogits = K.softmax_cross_entropy(logits, labels, weight=weight, denominator=denominator)
     if gamma == 0:
         return loss, dlogits
@@ -161,7 +166,7 @@ class DiceCrossEntropy:
             dice, ddice = self._dice_of_rows(self.rows, logits, labels, float(totals[1]) / self.dice)
             return entropy + dice, K.add(dlogits, ddice, out=dlogits)
         dice, ddice = K.dice_loss(
-            logits, labels, smooth=self.smooth, include_background=self.include_background,
+            logits, to_place(labels, logits), smooth=self.smooth, include_background=self.include_background,
             denominator=float(totals[1]) / self.dice,
         )  # fmt: skip
         return entropy + dice, K.add(dlogits, ddice, out=dlogits)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import kernels as K
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, zeros_beside
 from .parameters import Parameters
 
 
@@ -69,12 +69,10 @@ class Optimizer:
             setattr(self, slot, place(getattr(self, slot)))
 
     def _slot(self) -> Array:
-        array: Array = K.empty(self.parameters.value.shape)
-        array.fill(0)
-        return array
+        return zeros_beside(self.parameters.value, self.parameters.value.shape)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
-        """``step`` and, for each slot and parameter, ``slot.parameter`` in the kernels' layout; views, not copies.
+        """``step`` and, for each slot and parameter, ``slot.parameter`` in the kernels' layout: views of its arrays.
 
         Named by parameter, so that the states of a split model's stages add up to the whole model's.
         """
@@ -98,7 +96,7 @@ class Optimizer:
             if state[name].shape != mine.shape:
                 raise ValueError(f"{kind}: {name} has shape {state[name].shape}, expected {mine.shape}")
         for name, mine in want.items():
-            mine[...] = state[name]
+            mine[...] = np.ascontiguousarray(state[name])
         self.steps = int(state["step"])
 
 

@@ -19,23 +19,27 @@ Real = TypeVar("Real", bound=np.floating)  # numpy's own number types
 _ALIGN = 16  # floats: every parameter starts on a cache line
 
 
-def _allocate(n: int) -> Array:
-    return K.empty((n,))
-
-
 class Parameters:
-    """``value`` and ``grad`` are flat; each layer's ``p`` and ``g`` are views of them.
+    """``value`` and ``grad`` are flat, on the host or on a ``device``; each layer's ``p`` and ``g`` are views of them.
 
     ``slices`` maps a node's name to its part of both; the parts follow each other without gaps, from the last node to
     the first, so that a run of finished gradients is one slice. Elements between parameters (for alignment) stay 0.
     ``allocate(n)`` makes the gradient's float32 array, which lets gradients live in memory shared with other ranks.
+    With ``device`` "cuda" the layers' running statistics move there too, and the graph computes on device arrays.
 
     The parameters of frozen layers lie in ``fixed``, have no gradients and are not counted or named here: nothing that
     optimizes, reduces or saves the state of training meets them. Weights files hold them (``nn.checkpoint``).
     """
 
-    def __init__(self, graph: Graph, *, seed: int = 0, allocate: Callable[[int], Array] | None = None) -> None:
-        self.graph = graph
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        seed: int = 0,
+        allocate: Callable[[int], Array] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.graph, self.device = graph, device
         self.slices: dict[str, slice] = {}
         self._views: dict[str, tuple[int, tuple[int, ...]]] = {}  # parameter name -> offset, shape
         end = frozen = 0
@@ -52,15 +56,15 @@ class Parameters:
                 end += -(-prod(spec.shape) // _ALIGN) * _ALIGN
             self.slices[node.name] = slice(start, end)
         self.exact: ExactGradients | None = None
-        self.value: Array = _allocate(end)
-        self.grad: Array = (allocate or _allocate)(end)
+        self.value: Array = self._allocate(end)
+        self.grad: Array = (allocate or self._allocate)(end)
         if self.grad.shape != (end,) or self.grad.dtype != self.value.dtype:
             raise ValueError(
                 f"Parameters: allocate gave {self.grad.dtype} {self.grad.shape}, expected float32 ({end},)"
             )
-        self.fixed: Array = _allocate(frozen)
+        self.fixed: Array = self._allocate(frozen)
         for array in (self.value, self.grad, self.fixed):
-            array.fill(0)
+            array[...] = 0
         for node in graph.nodes:
             layer = node.layer
             specs = layer.parameter_specs()
@@ -72,7 +76,18 @@ class Parameters:
                 continue
             layer.g.update((name, self.view(self.grad, f"{node.name}.{name}")) for name in specs)
         self.move(lambda value: value)
+        if device != "cpu":
+            self._move_buffers()
         self.initialise(seed)
+
+    def _allocate(self, n: int) -> Array:
+        return K.empty((n,), device=self.device)
+
+    def _move_buffers(self) -> None:
+        """Running statistics to the device; counters stay, Python reads them."""
+        for node in self.graph.nodes:
+            table = node.layer.b
+            table.update((name, K.to_device(value)) for name, value in table.items() if value.dtype.kind == "f")
 
     def move(self, place: Callable[[Array], Array]) -> None:
         """``value`` becomes what ``place`` makes of it: an array of the same size elsewhere; layers use that then."""
@@ -88,7 +103,7 @@ class Parameters:
             for name, spec in node.layer.parameter_specs().items():
                 draw = node.layer.init.get(name, spec.initialise)
                 rng = generator(seed, f"{node.name}.{name}")
-                node.layer.p[name][...] = draw(rng, spec.shape, spec.fan_in, spec.fan_out)
+                node.layer.p[name][...] = np.ascontiguousarray(draw(rng, spec.shape, spec.fan_in, spec.fan_out))
 
     def __len__(self) -> int:
         """The number of parameters that are trained, alignment not counted."""

@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .. import kernels as K
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, may_share_memory
 from .layer import Context
 
 if TYPE_CHECKING:
@@ -132,7 +130,7 @@ class BackwardPass:
             error.add_note(f"in backward of {node.name}, {node.layer!r}")
             raise
         del kept
-        shares = [dx is not None and np.may_share_memory(dx, dy) for dx in dxs]
+        shares = [dx is not None and may_share_memory(dx, dy) for dx in dxs]
         for v, dx, shared in zip(node.inputs, dxs, shares, strict=True):
             if dx is not None and needed[v]:
                 mine = not shared or (own and sum(shares) == 1)

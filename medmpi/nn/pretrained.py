@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels.arrays import to_host
 from .graph import Graph, Node
 from .layers_conv import Conv2d
 
@@ -74,7 +75,7 @@ def load_pretrained(graph: Graph, state: Arrays, *, new_head: bool = False) -> L
                 report.missing.append(full)
             continue
         used.add(key)
-        given, want = np.asarray(state[key]), node.layer.to_torch(name, value).shape
+        given, want = np.asarray(state[key]), node.layer.to_torch(name, to_host(value)).shape
         if node is head and (new_head or given.shape != want):
             report.replaced.append(full)
             continue
@@ -85,7 +86,8 @@ def load_pretrained(graph: Graph, state: Arrays, *, new_head: bool = False) -> L
         if given.shape != want and adapted is None:
             report.mismatched.append(f"{full} ({_shape(given.shape)}, expected {_shape(want)})")
             continue
-        value[...] = node.layer.from_torch(name, given if adapted is None else adapted)
+        taken = node.layer.from_torch(name, given if adapted is None else adapted)
+        value[...] = np.asarray(taken, value.dtype, order="C")
         (report.loaded if adapted is None else report.adapted).append(full)
         report.size += value.size if below else 0
     report.unused = [key for key in state if key not in used]

@@ -30,11 +30,12 @@ class Session:
     fill ``inputs``, call ``run()``, read ``outputs``, which the next run overwrites. ``micro_batch``, a divisor of the
     batch, is the number of samples that go through the network together; ``Session.tuned`` finds the best one. Weights
     may change in place; the running statistics of a batch normalisation, and a folded graph's weights, are those of
-    now. One thread may use a session at a time; several sessions may share a graph.
+    now. With ``device`` "cuda", for a graph whose layers were moved there (``Layer.move``), inputs and outputs are
+    device arrays. One thread may use a session at a time; several sessions may share a graph.
     Raises ValueError where the shapes do not fit, RuntimeError where a layer computes outside the kernels.
     """
 
-    def __init__(self, graph: Graph, *shapes: Shape, micro_batch: int | None = None) -> None:
+    def __init__(self, graph: Graph, *shapes: Shape, micro_batch: int | None = None, device: str = "cpu") -> None:
         graph.shapes(*shapes)
         batch = shapes[0][0]
         self.micro_batch = batch if micro_batch is None else micro_batch
@@ -43,6 +44,8 @@ class Session:
         self._graph, self._arena, self._recording = graph, K.Arena(), K.Recording()
         random = np.random.default_rng(0)
         self._xs = tuple(random.standard_normal((self.micro_batch, *shape[1:]), dtype=np.float32) for shape in shapes)
+        if device != "cpu":
+            self._xs = tuple(K.to_device(x) for x in self._xs)
         with self._arena:  # notes how long arrays live
             first = self._forward()
         del first
@@ -50,8 +53,11 @@ class Session:
             self._ys = self._forward()
         self._check(random)
         whole = self.micro_batch == batch
-        self.inputs: tuple[Array, ...] = self._xs if whole else tuple(K.empty(shape) for shape in shapes)
-        self.outputs: tuple[Array, ...] = self._ys if whole else tuple(K.empty((batch, *y.shape[1:])) for y in self._ys)
+        self.inputs: tuple[Array, ...] = self._xs
+        self.outputs: tuple[Array, ...] = self._ys
+        if not whole:
+            self.inputs = tuple(K.empty(shape, device=device) for shape in shapes)
+            self.outputs = tuple(K.empty((batch, *y.shape[1:]), device=device) for y in self._ys)
 
     @classmethod
     def tuned(cls, graph: Graph, *shapes: Shape) -> Session:
@@ -79,7 +85,8 @@ class Session:
             x[...] = random.standard_normal(x.shape, dtype=np.float32)
         expected = self._forward()
         self._recording.run()
-        if not all(np.array_equal(y, e, equal_nan=True) for y, e in zip(self._ys, expected, strict=True)):
+        pairs = [(K.to_host(y), K.to_host(e)) for y, e in zip(self._ys, expected, strict=True)]
+        if not all(np.array_equal(y, e, equal_nan=True) for y, e in pairs):
             raise RuntimeError("Session: recorded calls give another result; a layer computes outside the kernels")
 
     @property
@@ -95,10 +102,10 @@ class Session:
         for start in range(0, len(self.inputs[0]), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             for mine, x in zip(self._xs, self.inputs, strict=True):
-                np.copyto(mine, x[part])
+                mine[...] = x[part]
             self._recording.run()
             for y, mine in zip(self.outputs, self._ys, strict=True):
-                np.copyto(y[part], mine)
+                y[part] = mine
 
     def __call__(self, *xs: Array) -> tuple[Array, ...]:
         """The outputs for inputs of the session's shapes, as new arrays."""
@@ -113,4 +120,4 @@ class Session:
         for mine, x in zip(self.inputs, xs, strict=True):
             if x.shape != mine.shape or x.dtype != mine.dtype:
                 raise ValueError(f"Session: x is {x.dtype} {x.shape}, expected {mine.dtype} {mine.shape}")
-            np.copyto(mine, x)
+            mine[...] = x

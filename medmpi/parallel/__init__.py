@@ -9,6 +9,7 @@ from .exact import ExactSums
 from .grid import Grid
 from .launch import start
 from .pipeline import Pipeline
+from .staged import StagedGradients
 from .statistics import RankStatistics
 from .timing import Account, Timer
 from .update import NodeUpdate
@@ -25,6 +26,7 @@ __all__ = [
     "Outcome",
     "Pipeline",
     "RankStatistics",
+    "StagedGradients",
     "Timer",
     "World",
     "collect",

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from ..kernels.arrays import Array
+from ..kernels.arrays import Array, to_device, to_host
 from .buckets import NamedNode
 from .channel import Channel
 from .grid import Grid
@@ -50,6 +50,8 @@ class Pipeline:
     with ``context.statistics``) and there are several micro-batches, all forward passes come before the first backward
     pass whatever the schedule, and micro-batches wait for each other in that layer: the result is that of the unsplit
     batch, and stages overlap only before their first and after their last such layer.
+
+    With ``device`` the graph computes there: images are copied to it, the loss gets device logits.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Pipeline:
         schedule: str = "1f1b",
         unit: int = 1,
         whole_batch: bool = False,
+        device: bool = False,
     ) -> None:
+        self._device = device
         self._graph, self._grid, self.micro_batches = graph, grid, micro_batches
         self._entering, self._leaving, self._unit = entering, leaving, unit
         self._schedule = "gpipe" if whole_batch and micro_batches > 1 else schedule
@@ -99,7 +103,7 @@ class Pipeline:
         for each micro-batch and returns the gradient of its logits. ``done(node)`` is called when a node's parameter
         gradients are complete. All stages of a replica call this together.
         """
-        run = _Step(self, images, n, context, loss, done)
+        run = _Step(self, to_device(images) if self._device else images, n, context, loss, done)
         if self._schedule == "gpipe":
             run.together()
         else:
@@ -112,12 +116,13 @@ class Pipeline:
         """The last stage's output for ``n`` samples, None on the other stages. Results do not depend on the split."""
         # more pieces than stages keep all of them busy
         pieces = 1 if self._grid.stages == 1 else 2 * self._grid.stages
-        run = _Step(self, images, n, context, None, _nothing, pieces)
+        run = _Step(self, to_device(images) if self._device else images, n, context, None, _nothing, pieces)
         outputs = [run.infer(i) for i in range(len(run.rows))]
         for channel in self._channels:
             channel.finish()
         if not self._grid.last:
             return None
+        outputs = [to_host(output) for output in outputs]
         return outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import nn
-from medmpi.kernels.arrays import Array
+from medmpi.kernels.arrays import Array, to_host
 from medmpi.train.options import Options
 
 _LEAST_GAIN = 0.01  # of the rate by gradient noise
@@ -70,7 +70,7 @@ class Adaptation:
         """An update's gradient; ``warm`` once warm-up is over."""
         if self.noise is None:
             return
-        self.noise.observe(gradient)
+        self.noise.observe(to_host(gradient))
         scale = self.noise_scale
         if self._options.schedule == "noise" and warm and scale is not None:
             ratio = 1 + scale / self.batch

@@ -27,7 +27,7 @@ def banner(job: Job, world: World, folder: Path) -> list[str]:
     steps = f"{job.steps_per_epoch} steps per epoch, {o.epochs} epochs"
     lines = [
         f"medmpi {__version__}: {ranks}, {job.threads} thread{'s' * (job.threads > 1)} each, {world.library}",
-        f"kernels: {K.backend()}" + (f", {norm}" if world.size > 1 else ""),
+        f"kernels: {_kernels(job)}" + (f", {norm}" if world.size > 1 else ""),
         f"data: {job.dataset.describe()}",
         *([f"classes: {counts}"] if (counts := job.dataset.describe_classes()) else []),
         f"model: {o.model}, {parameter_count(job)}, input {image}, {multiply_adds / 1e6:,.0f} M MACs",
@@ -82,3 +82,10 @@ def expected_bytes(job: Job, local_batch: int) -> int:
     per_image = 4 * sum(prod(shape) for shape in sizes[edges[job.grid.stage] : edges[job.grid.stage + 1]])
     # Gradients of activations and the loader's batches ahead come on top of what forward keeps.
     return int(fixed + per_image / job.grid.tiles * local_batch * 1.3 + 5 * 4 * local_batch * h * w * channels)
+
+
+def _kernels(job: Job) -> str:
+    """What computes: the CPU's instruction set, or the device and its precision."""
+    if job.options.device == "cpu":
+        return K.backend()
+    return f"cuda in {K.precision()} on {', '.join(K.devices())}"

@@ -150,9 +150,16 @@ def check(options: Options) -> None:
         raise ConfigError("--reproducible sums exactly and cannot be had with --wire bf16, expected one of the two")
     if options.tiles > 1 and not options.sync_batchnorm:
         raise ConfigError("--tiles needs --sync-batchnorm: the rows of an image are normalised together")
-    for name, only in (("device", "cpu"), ("precision", "fp32")):
-        if getattr(options, name) != only:
-            raise ConfigError(f"--{name} {getattr(options, name)} is not available yet, expected {only}")
+    if options.device == "cpu" and options.precision != "fp32":
+        raise ConfigError(f"--precision {options.precision} needs --device cuda: the CPU computes in fp32")
+    if options.device != "cpu":
+        host_only = (
+            ("--stages", options.stages > 1), ("--tiles", options.tiles > 1), ("--reproducible", options.reproducible),
+            ("--parallel auto", options.parallel == "auto"), ("--average-every", options.average_every > 0),
+        )  # fmt: skip
+        for flag, given in host_only:
+            if given:
+                raise ConfigError(f"{flag} works on the CPU alone so far, expected --device cpu with it")
     if options.stages > 1 and "noise" in (options.schedule, options.grow_batch):
         raise ConfigError("the gradients' noise is measured on whole models only, expected --stages 1")
     if options.average_every:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medmpi import nn
+from medmpi import kernels, nn
 from medmpi.train.failure import DIVERGED, Failure
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class NonFiniteGuard:
         parameters = self._parameters
         parameters.zero_grad()
         loss = again()
-        spoilt = [name for name, gradient in parameters.named_gradients() if not np.isfinite(gradient).all()]
+        spoilt = [name for name, gradient in parameters.named_gradients() if not kernels.all_finite(gradient)]
         parameters.zero_grad()
         mine: tuple[list[int], str, bool] | None = None
         if spoilt or not np.isfinite(loss):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medmpi import models, nn
+from medmpi.kernels import to_host
 from medmpi.models.saved import find
 from medmpi.nn import checkpoint
 from medmpi.train.failure import USAGE, Failure, together
@@ -30,7 +31,7 @@ def initialise_from(source: str, job: Job, world: World) -> tuple[list[str], str
     Failure: no such file, a pickle, or a file of which nothing fits.
     """
     report = together(world, lambda: _load(source, job))
-    crc = zlib.crc32(job.parameters.fixed.data, zlib.crc32(job.parameters.value.data))
+    crc = zlib.crc32(to_host(job.parameters.fixed).data, zlib.crc32(to_host(job.parameters.value).data))
     job.grid.data.agree({f"weights of --init {source} (checksum)": crc})
     warning = (
         f"only {report.share:.0%} of the network below its head is from {source}, the rest is random; is it the same "
@@ -72,7 +73,7 @@ def _load(source: str, job: Job) -> nn.Loaded:
         layer, other = node.layer, graph[node.name]
         for mine, theirs in ((layer.p, other.p), (layer.b, other.b)):
             for name, value in mine.items():
-                value[...] = theirs[name]
+                value[...] = to_host(theirs[name])
     return report
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from medmpi import kernels as K
 from medmpi import models, nn, parallel
 from medmpi.data import Augment, Batch, DataError, Dataset, Task, Transform, class_counts, open_dataset
+from medmpi.train import device
 from medmpi.train.adapt import Adaptation
 from medmpi.train.config import parse_augment
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
@@ -26,7 +27,17 @@ from medmpi.train.slow import slow_down
 from medmpi.train.split import Tiling, choose_cuts, make_grid, make_pipeline
 
 if TYPE_CHECKING:
-    from medmpi.parallel import Balance, ExactSums, GradientBuckets, Grid, NodeUpdate, Pipeline, RankStatistics, World
+    from medmpi.parallel import (
+        Balance,
+        ExactSums,
+        GradientBuckets,
+        Grid,
+        NodeUpdate,
+        Pipeline,
+        RankStatistics,
+        StagedGradients,
+        World,
+    )
 
 _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classification", "segmentation": "segmentation"}
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
@@ -56,7 +67,7 @@ class Job:
     adapt: Adaptation
     local: LocalUpdates
     criterion: nn.Loss
-    buckets: GradientBuckets | ExactSums
+    buckets: GradientBuckets | StagedGradients | ExactSums
     statistics: RankStatistics | None
     class_weights: NDArray[np.float64] | None
     base_lr: float
@@ -124,6 +135,7 @@ def build_job(options: Options, world: World) -> Job:
     """Builds the job on every rank; Failure with one line and exit code where settings and data do not fit."""
     if options.threads is not None:
         K.set_threads(options.threads)
+    together(world, lambda: device.take(options.device, options.precision, world.local_rank))
     loud = world.rank == 0 and not options.quiet
     dataset = together(world, lambda: open_data(options, _say if loud else None))
     options = settle(options, dataset.task, len(dataset.splits["train"]))
@@ -141,9 +153,11 @@ def build_job(options: Options, world: World) -> Job:
     cuts = choose_cuts(options, model, image, grid)
     tiling = together(world, lambda: Tiling(model, image, grid)) if grid.tiles > 1 else None
     graph, pipeline = make_pipeline(options, model, cuts, image, grid, unit, tiling)
-    parameters = nn.Parameters(graph, seed=options.seed, allocate=grid.data.allocate)
+    on_device = options.device != "cpu"
+    allocate = None if on_device else grid.data.allocate
+    parameters = nn.Parameters(graph, seed=options.seed, allocate=allocate, device=options.device)
     # Weights come from (seed, name) on every rank; ranks with another numpy or other sources would differ here.
-    grid.data.agree({"initial weights (checksum)": zlib.crc32(parameters.value.data)})
+    grid.data.agree({"initial weights (checksum)": zlib.crc32(K.to_host(parameters.value).data)})
     weights = _class_weights(options, dataset)
     weight = None if weights is None else weights.astype(np.float32)
     gamma = options.focal_gamma
@@ -157,6 +171,7 @@ def build_job(options: Options, world: World) -> Job:
     given_lr = options.lr or DEFAULT_LR[options.optimizer]
     reference = options.scale_lr_from
     base_lr = given_lr * options.batch_size * options.accumulate / reference if reference else given_lr
+    buckets = parallel.StagedGradients if on_device else parallel.GradientBuckets
     optimizer = together(world, lambda: _optimizer(options, model, parameters, base_lr))
     together(world, lambda: slow_down(graph, world))
     return Job(
@@ -170,16 +185,12 @@ def build_job(options: Options, world: World) -> Job:
         pipeline=pipeline,
         parameters=parameters,
         optimizer=optimizer,
-        update=parallel.NodeUpdate(parameters, optimizer, grid.data, active=not options.average_every),
+        update=parallel.NodeUpdate(parameters, optimizer, grid.data, active=not (options.average_every or on_device)),
         rate=Rate(options, base_lr, -(-train // options.batch_size), given_lr if reference else 0.0),
         adapt=Adaptation(options, parameters.value.size),
         local=LocalUpdates(world, parameters, optimizer, options.average_every),
         criterion=criterion,
-        buckets=(
-            parallel.ExactSums(exact, grid.data)
-            if exact
-            else parallel.GradientBuckets(parameters, grid.data, wire=options.wire)
-        ),
+        buckets=(parallel.ExactSums(exact, grid.data) if exact else buckets(parameters, grid.data, wire=options.wire)),
         statistics=parallel.RankStatistics(grid.data) if joint else None,
         class_weights=weights,
         base_lr=base_lr,

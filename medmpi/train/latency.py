@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmpi import nn
+from medmpi import kernels, nn
 
 if TYPE_CHECKING:
     from medmpi.train.job import Job
@@ -25,10 +25,12 @@ def single_image_ms(job: Job) -> float:
         return float("nan")
     image = np.zeros((1, *job.dataset.image_size, job.dataset.channels), np.float32)
     context = nn.Context(train=False)
+    if job.options.device != "cpu":
+        image = kernels.to_device(image)
     job.graph.forward(image, context=context)
     taken: list[float] = []
     while len(taken) < _TIMES and sum(taken) < _SECONDS:
         start = time.perf_counter()
-        job.graph.forward(image, context=context)
+        kernels.to_host(job.graph.forward(image, context=context)[0][0])
         taken.append(time.perf_counter() - start)
     return 1000 * median(taken)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import __version__, nn
+from medmpi.kernels import to_host
 from medmpi.nn import checkpoint as files
 from medmpi.parallel.arrays import gather_arrays, hand_out
 from medmpi.train.checkpoints import Checkpoints, Restored
@@ -58,11 +59,15 @@ class Saver:
         all_sums = world.gather(sums)
         mine: Arrays = {}
         if job.statistics is None and grid.data.size > 1:
-            mine |= {_RANK.format(grid.replica) + name: value.copy() for name, value in _buffers(job.graph).items()}
+            mine |= {
+                _RANK.format(grid.replica) + name: to_host(value).copy() for name, value in _buffers(job.graph).items()
+            }
         with averaged(job.graph, grid.data, active=job.statistics is None):
             if grid.replica == 0 and grid.tile == 0:
                 mine |= {_WEIGHTS + name: value for name, value in files.state_dict(job.graph).items()}
-                mine |= {f"optimizer/{name}": value.copy() for name, value in job.optimizer.state_dict().items()}
+                mine |= {
+                    f"optimizer/{name}": to_host(value).copy() for name, value in job.optimizer.state_dict().items()
+                }
                 mine |= {f"adapt/{name}": value.copy() for name, value in job.adapt.arrays().items()}
             found = gather_arrays(world, mine, "collect the checkpoint")
         if found is not None:
@@ -158,7 +163,7 @@ class Saver:
         pieces = run.get("micro_batches", 1)
         if local and job.statistics is None and (replicas, pieces) == (grid.replicas, job.pipeline.micro_batches):
             for name, buffer in _buffers(job.graph).items():
-                buffer[...] = local[name]
+                buffer[...] = np.ascontiguousarray(local[name])
         exactly = job.parameters.exact is not None and job.statistics is not None
         how = "bit for bit" if exactly else "but not bit for bit"
         before, now = _split(run.get("grid", "")), _split(grid.describe())
@@ -213,8 +218,8 @@ def averaged(graph: nn.Graph, world: World, *, active: bool) -> Iterator[None]:
     own = {name: buffer.copy() for name, buffer in buffers.items()}
     for buffer in buffers.values():
         if buffer.dtype.kind == "f":
-            total = world.sum(buffer.astype(np.float64))
-            buffer[...] = total / world.size
+            total = world.sum(to_host(buffer).astype(np.float64))
+            buffer[...] = (total / world.size).astype(np.float32)
     try:
         yield
     finally:

@@ -177,6 +177,7 @@ def make_pipeline(
         micro_batches=count,
         schedule=options.pipeline,
         unit=unit,
+        device=options.device != "cpu",
         whole_batch=options.sync_batchnorm and any(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes),
     )
     return graph, pipeline

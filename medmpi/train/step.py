@@ -45,7 +45,7 @@ def run(
         if copies > 1 and job.grid.tile:
             tally.loss += value
             return dlogits
-        predicted = logits.argmax(-1)
+        predicted = K.to_host(logits).argmax(-1)
         tally.loss += value
         tally.correct += int((predicted == labels).sum())
         tally.predictions += predicted.size
