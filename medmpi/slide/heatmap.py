@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.data import DataError
-from medmpi.files import replacing
+from medmpi.slide.files import writing_hdf5
 from medmpi.slide.grid import heatmap_shape, points
 from medmpi.slide.predict import GroupScores
 from medmpi.slide.store import Store
@@ -91,8 +91,6 @@ def assemble(
     Every patch must come exactly once, at its place: else DataError lists what is missing or wrong, and nothing is
     written. With ``partial`` missing patches are left uncovered and listed in the metadata.
     """  # fmt: skip
-    import h5py
-
     rows, columns = heatmap_shape(meta.level_shape, meta.stride)
     kept = len(meta.classes)
     per_patch = max(1, meta.patch // meta.stride)
@@ -100,7 +98,7 @@ def assemble(
     chunk = min(side, rows), min(side, columns)
     expected = _expected(store, meta)
     seen: set[tuple[int, int]] = set()
-    with replacing(path) as temporary, h5py.File(temporary, "w", rdcc_nbytes=64 << 20) as file:
+    with writing_hdf5(path, rdcc_nbytes=64 << 20) as file:
         file.attrs.update(schema=SCHEMA, schema_version=VERSION)
         out = file.create_dataset(
             "scores", (rows, columns, kept), np.float32, chunks=(*chunk, kept), compression="gzip",

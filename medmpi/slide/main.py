@@ -43,12 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it cannot read becomes an error of ours
     module = importlib.import_module(f"medmpi.slide.commands.{words[0].replace('-', '_')}")
     from medmpi.data import DataError
+    from medmpi.nn.checkpoint import CheckpointError
 
     try:
         code: int = module.main(words[1:])
         return code
     except DataError as error:
         return _fail(str(error), BAD_DATA)
+    except CheckpointError as error:  # scores that could not be written
+        return _fail(f"{error}; run it again to go on", ERROR)
     except UsageError as error:
         return _fail(str(error), USAGE)
     except ImportError as error:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from medmpi.data import DataError
-from medmpi.files import replacing
+from medmpi.slide.files import writing_hdf5
 from medmpi.slide.grid import Cells, group_count, morton_order
 from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, open_slide, slide_id
 
@@ -92,8 +92,6 @@ def write_store(
 
     ``meta(patches)`` is called once with their number. Cells that cannot be read are listed in ``bad``.
     """
-    import h5py
-
     patches = np.argwhere(chosen).astype(np.int32)
     patches = patches[morton_order(patches)]
     about = meta(len(patches))
@@ -101,7 +99,7 @@ def write_store(
     lookup[patches[:, 0], patches[:, 1]] = np.arange(len(patches), dtype=np.int32)
     cells: list[tuple[int, int, int, int]] = []
     bad: list[Cell] = []
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file, ThreadPoolExecutor(threads) as pool:
+    with writing_hdf5(path) as file, ThreadPoolExecutor(threads) as pool:
         file.attrs.update(schema=SCHEMA, schema_version=VERSION, meta=json.dumps(asdict(about), sort_keys=True))
         file.create_dataset("lookup", data=lookup, compression="gzip", fletcher32=True)
         file.create_dataset("patches", data=patches)
@@ -121,10 +119,10 @@ def write_store(
                     group.create_dataset("data", data=blob, chunks=(min(len(blob), 1 << 20),), fletcher32=True)
                 group.create_dataset("offsets", data=np.cumsum([0, *map(len, encoded)], dtype=np.int64))
                 cells += [(r, c, g, i) for i, (r, c) in enumerate(fresh)]
+            file.flush()
             progress(min((g + 1) * about.group_size, len(patches)), len(patches))
         file.create_dataset("cells", data=np.array(cells, np.int32).reshape(-1, 4))
         file.create_dataset("bad", data=np.array(bad, np.int32).reshape(-1, 2))
-        file.flush()
     return about
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from medmpi import kernels as K
 from medmpi.data import DataError
 from medmpi.slide.grid import group_count, group_size, morton_order, patches_with_tissue, points
+from medmpi.slide.main import main
 from medmpi.slide.prepare import NoTissue, PrepareOptions, prepare
 from medmpi.slide.reader import BadTile, open_slide
 from medmpi.slide.store import GroupPixels, Store, open_source
@@ -206,3 +210,27 @@ def test_coordinates_refuse_a_changed_slide(tmp_path):
     write_slide(tmp_path / "a.tif", tissue_slide((500, 500), seed=9))
     with Store(path) as store, pytest.raises(DataError, match="other content"):
         open_source(store)
+
+
+@pytest.mark.parametrize("limit", [0, 20_000, 50_000])
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, limit):
+    """HDF5 ends the process where it cannot write; what a disk takes is limited here by the size of a file."""
+    write_slide(tmp_path / "a.tif", tissue_slide((900, 900)), compression="deflate")
+    code = (
+        "import resource, sys; from medmpi.slide.main import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))\n"
+        "sys.exit(main(sys.argv[2:]))"
+    )
+    words = ["prepare", str(tmp_path / "a.tif"), "--out", str(tmp_path / "stores")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(limit), *words], capture_output=True, text=True, timeout=120, check=False,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert done.returncode in (1, 3), done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p for p in (tmp_path / "stores").glob("*") if p.suffix == ".h5" or ".tmp" in p.name]
+    assert main([*words, "--quiet"]) == 0
+    (path,) = (tmp_path / "stores").glob("*.h5")
+    with Store(path) as store:
+        assert store.meta.patches > 4
