@@ -26,7 +26,7 @@ from medmpi.parallel.run import find_mpirun
 
 from .bench_slide import draw_slide, environment, ranks_in, save_model
 
-SIDE, WINDOW, STRIDE, PER_TASK = 3072, 32, 8, 8
+SIDE, WINDOW, STRIDE, PER_TASK = 3072, 32, 16, 8
 KINDS = ("process", "rank", "task")
 LIMIT = 300.0  # seconds for a rerun of a few seconds, on a busy machine
 
