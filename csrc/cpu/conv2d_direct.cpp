@@ -24,6 +24,7 @@ constexpr int64_t kInputBytes = 640 << 10;   // of packed input that stay in the
 constexpr int64_t kOutputBytes = 768 << 10;  // of a band's outputs, which each group of channels revisits
 constexpr int64_t kManyWeights = 512 << 10;  // bytes from which a unit should be large
 constexpr int64_t kFewPixels = 256, kMorePixels = 768;
+constexpr int64_t kLonePixels = 64;  // of a unit, for which weights come from memory as fast as they are used
 
 MEDMPI_INLINE float* floats(int slot, int64_t count) {
   return static_cast<float*>(scratch(slot, static_cast<size_t>(count + 1) * sizeof(float)));
@@ -122,6 +123,7 @@ void sweep(const Plan& plan, const Pass& pass, const Unit& unit, int64_t ph, Til
                           : pair          ? Tiles<Vectors>::kPair[columns]
                                           : Tiles<Vectors>::kSingle[columns];
         tile(work, a + j * kPack, to + j * work.y_pixel);
+        work.ahead += work.count * work.ahead_lines * kLine;
         j += columns;
       }
       q += pair ? 2 : 1;
@@ -154,6 +156,7 @@ void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int
       const int64_t y_image = whole ? plan.y_image : rows * pass.ow * lanes;
       const float* w = weight + group * plan.packed_weights + pass.weight + o * kWide * depth;
       const int64_t chunks = larger(1, ceil_div(depth * lanes * 4, kWeightBytes));
+      const int64_t pixels = unit.images * rows * pass.ow, tiles = ceil_div(pixels, kTilePixels);
       int64_t step = pass.step_begin, done = 0;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) {
         work.steps = plan.steps + step;
@@ -164,6 +167,9 @@ void run_unit(const Plan& plan, const Unit& unit, int64_t ph, int64_t group, int
         while (step < pass.step_end && done < goal)
           for (int64_t t = plan.whole_rows ? kRowTaps : 1; t > 0; --t) done += plan.steps[step++].channels;
         work.count = plan.steps + step - work.steps;
+        work.ahead = w + done * lanes;
+        work.ahead_lines =
+            pixels <= kLonePixels && work.count ? ceil_div(done * lanes, (chunk + 1) * tiles * work.count * kLine) : 0;
         if (lanes == kWide)
           sweep<2>(plan, pass, unit, ph, work, packed, target, y_image);
         else

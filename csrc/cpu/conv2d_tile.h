@@ -8,7 +8,8 @@ namespace {
 
 // The accumulators, the two weight vectors and one broadcast pixel must fit the register file.
 constexpr int kTilePixels = kLanes == 16 ? 14 : 6;
-constexpr int kPack = 16;  // floats between neighbouring pixels of a packed input
+constexpr int kPack = 16;      // floats between neighbouring pixels of a packed input
+constexpr int64_t kLine = 16;  // floats of a cache line
 
 /// One stretch of input channels at one filter position.
 struct Step {
@@ -28,6 +29,8 @@ struct TileWork {
   int64_t y_row, y_pixel;
   const float* start;  // what a sum starts from, Vectors * kLanes floats; null: from y
   bool relu;
+  const float* ahead;  // weights that are asked for ahead, so many lines at each step
+  int64_t ahead_lines;
 };
 
 using Tile = void (*)(const TileWork& work, const float* a, float* y);
@@ -49,10 +52,11 @@ __attribute__((noinline)) void tile(const TileWork& work, const float* a, float*
 #pragma GCC unroll 2
       for (int v = 0; v < Vectors; ++v)
         __builtin_prefetch(y + p / Columns * y_row + p % Columns * y_pixel + v * kLanes, 1);
-  const float* weight = work.weight;
+  const float *weight = work.weight, *ahead = work.ahead;
   const int64_t a_row = work.a_row;
   const Step* const end = work.steps + work.count;
   for (const Step* step = work.steps; step != end; ++step) {
+    for (int64_t i = work.ahead_lines; i > 0; --i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
     const float* in = a + step->offset;
     const float* const stop = in + step->channels;
     do {

@@ -30,7 +30,7 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 1280 << 10;   // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 56;           // of a block for which weights are made on the fly
-constexpr int64_t kAhead = 6;                 // input channels: weights of taps lie too far apart for hardware to foresee
+constexpr int64_t kAhead = 6;  // input channels: weights of taps lie too far apart for hardware to foresee
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow, pad_top, pad_left;
@@ -191,9 +191,9 @@ void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
   p.finish->wrote_values(band, values);
 }
 
-/// M (+)= V U for one point: all tiles of a block by the channels of one piece.
+/// M (+)= V U for one point: all tiles of a block by the channels of one piece. `ahead`, weights or null, is asked for.
 void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int64_t lanes, const float* v,
-              const float* u, float* m) {
+              const float* u, const float* ahead, float* m) {
   static const float zero[kWide] = {};
   TileWork work{};
   work.steps = p.steps + c0 / kPack;
@@ -202,7 +202,9 @@ void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int
   work.y_pixel = lanes;
   work.start = c0 ? nullptr : zero;
   const int64_t panels = ceil_div(count, kTilePixels);
-  for (int64_t i = 0, t = 0; i < panels; ++i) {
+  work.ahead = ahead;
+  work.ahead_lines = ahead ? ceil_div(channels * lanes, panels * work.count * kLine) : 0;
+  for (int64_t i = 0, t = 0; i < panels; ++i, work.ahead += work.count * work.ahead_lines * kLine) {
     const int64_t rows = (count - t) / (panels - i);
     (lanes == kWide ? Tiles<2>::kSingle : Tiles<1>::kSingle)[rows](work, v + t * kPack, m + t * lanes);
     t += rows;
@@ -214,6 +216,7 @@ struct Cut {
   int64_t capacity;     // tiles of a block
   int64_t v_point;      // floats from one point of V to the next
   const float* weight;  // all U, or null: made on the fly
+  bool lone;            // U come from memory as fast as they are used
 };
 
 int64_t lanes_from(const Problem& p, int64_t k0) { return p.k - k0 > kLanes ? kWide : kLanes; }
@@ -242,8 +245,11 @@ void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, i
         transform_weight<Taps>(p, c0, channels, k0, lanes, made, u_point);
         u = made;
       }
-      for (int64_t point = 0; point < kPoints; ++point)
-        multiply(p, count, c0, channels, lanes, v + point * cut.v_point, u + point * u_point, m + point * m_point);
+      for (int64_t point = 0; point < kPoints; ++point) {
+        const float* const now = u + point * u_point;
+        multiply(p, count, c0, channels, lanes, v + point * cut.v_point, now, cut.lone ? now + 2 * u_point : nullptr,
+                 m + point * m_point);
+      }
       u += piece(channels, lanes);
     }
     transform_output<kWinogradInputs + 1 - Taps>(p, first, count, k0, lanes, m, m_point);
@@ -287,6 +293,7 @@ void run(Problem& p) {
                              channels * lanes + kPadding);
     }
     cut.weight = all;
+    cut.lone = p.tiles <= 2 * kTilePixels && 2 * p.tiles >= kTilePixels;
   }
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t item = 0; item < count * parts; ++item) {
