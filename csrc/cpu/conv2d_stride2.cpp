@@ -26,6 +26,7 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 768 << 10;    // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 40;           // of a block for which weights are made on the fly
+constexpr int64_t kLoneTiles = 16;            // for so few kept weights come from memory as fast as they are used
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow;
@@ -169,24 +170,6 @@ void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
   p.finish->wrote_values(band, values);
 }
 
-/// M (+)= V U for one class of weights: all tiles of a block by the channels of one piece.
-void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int64_t lanes, const float* v,
-              const float* u, float* m) {
-  static const float zero[kWide] = {};
-  TileWork work{};
-  work.steps = p.steps + c0 / kPack;
-  work.count = ceil_div(channels, kPack);
-  work.weight = u;
-  work.y_pixel = lanes;
-  work.start = c0 ? nullptr : zero;
-  const int64_t panels = ceil_div(count, kTilePixels);
-  for (int64_t i = 0, t = 0; i < panels; ++i) {
-    const int64_t rows = (count - t) / (panels - i);
-    (lanes == kWide ? Tiles<2>::kSingle : Tiles<1>::kSingle)[rows](work, v + t * kPack, m + t * lanes);
-    t += rows;
-  }
-}
-
 int64_t lanes_from(const Problem& p, int64_t k0) { return p.k - k0 > kLanes ? kWide : kLanes; }
 
 /// Floats of U of one piece, and of all before the output channels k0.
@@ -201,6 +184,7 @@ void run_block(const Problem& p, int64_t capacity, const float* weight, int64_t 
                int64_t k_end) {
   float* v = scratch_floats(kSlotInput, p.blocks * all_rows(capacity) * kPack);
   float* m = scratch_floats(kSlotProduct, all_rows(capacity) * kWide);
+  const bool lone = weight && p.tiles <= kLoneTiles;
   transform_input<Way>(p, first, count, all_rows(capacity) * kPack, v);
   for (int64_t k0 = k_begin; k0 < k_end; k0 += kWide) {
     const int64_t lanes = lanes_from(p, k0);
@@ -214,7 +198,9 @@ void run_block(const Problem& p, int64_t capacity, const float* weight, int64_t 
       }
       for (int64_t q = 0; q < kClasses; ++q) {
         const int64_t row = class_row(q, count);
-        multiply(p, points_of(q) * count, c0, channels, lanes, v + row * kPack, u + q * class_size, m + row * lanes);
+        const float* const now = u + q * class_size;
+        multiply_rows(p.steps + c0 / kPack, channels, c0 == 0, points_of(q) * count, lanes, v + row * kPack, now,
+                      lone ? now + 2 * class_size : nullptr, m + row * lanes);
       }
       u += piece(channels, lanes);
     }

@@ -119,6 +119,27 @@ struct Tiles {
   };
 };
 
+/// y (+)= a u: `count` packed pixels, `channels` of which begin at the first step, by weights in rows of `lanes`, one
+/// or two vectors. `first`: y is set. `ahead`: weights that are asked for meanwhile, as many as these, or null.
+inline void multiply_rows(const Step* steps, int64_t channels, bool first, int64_t count, int64_t lanes, const float* a,
+                          const float* u, const float* ahead, float* y) {
+  static const float zero[2 * kLanes] = {};
+  const int64_t panels = (count + kTilePixels - 1) / kTilePixels, depth = (channels + kPack - 1) / kPack;
+  TileWork work{};
+  work.steps = steps;
+  work.count = depth;
+  work.weight = u;
+  work.y_pixel = lanes;
+  work.start = first ? zero : nullptr;
+  work.ahead = ahead;
+  work.ahead_lines = ahead ? channels * lanes / (panels * depth * kLine) + 1 : 0;
+  for (int64_t i = 0, p = 0; i < panels; ++i, work.ahead += depth * work.ahead_lines * kLine) {
+    const int64_t rows = (count - p) / (panels - i);
+    (lanes == 2 * kLanes ? Tiles<2>::kSingle : Tiles<1>::kSingle)[rows](work, a + p * kPack, y + p * lanes);
+    p += rows;
+  }
+}
+
 #if defined(__AVX512F__)
 constexpr int kRowTaps = 5;  // of a filter row that a tile takes together, where they are that many
 

@@ -191,26 +191,6 @@ void report(const Problem& p, int64_t first, int64_t count, int64_t channels) {
   p.finish->wrote_values(band, values);
 }
 
-/// M (+)= V U for one point: all tiles of a block by the channels of one piece. `ahead`, weights or null, is asked for.
-void multiply(const Problem& p, int64_t count, int64_t c0, int64_t channels, int64_t lanes, const float* v,
-              const float* u, const float* ahead, float* m) {
-  static const float zero[kWide] = {};
-  TileWork work{};
-  work.steps = p.steps + c0 / kPack;
-  work.count = ceil_div(channels, kPack);
-  work.weight = u;
-  work.y_pixel = lanes;
-  work.start = c0 ? nullptr : zero;
-  const int64_t panels = ceil_div(count, kTilePixels);
-  work.ahead = ahead;
-  work.ahead_lines = ahead ? ceil_div(channels * lanes, panels * work.count * kLine) : 0;
-  for (int64_t i = 0, t = 0; i < panels; ++i, work.ahead += work.count * work.ahead_lines * kLine) {
-    const int64_t rows = (count - t) / (panels - i);
-    (lanes == kWide ? Tiles<2>::kSingle : Tiles<1>::kSingle)[rows](work, v + t * kPack, m + t * lanes);
-    t += rows;
-  }
-}
-
 /// How the work is cut.
 struct Cut {
   int64_t capacity;     // tiles of a block
@@ -247,8 +227,8 @@ void run_block(const Problem& p, const Cut& cut, int64_t first, int64_t count, i
       }
       for (int64_t point = 0; point < kPoints; ++point) {
         const float* const now = u + point * u_point;
-        multiply(p, count, c0, channels, lanes, v + point * cut.v_point, now, cut.lone ? now + 2 * u_point : nullptr,
-                 m + point * m_point);
+        multiply_rows(p.steps + c0 / kPack, channels, c0 == 0, count, lanes, v + point * cut.v_point, now,
+                      cut.lone ? now + 2 * u_point : nullptr, m + point * m_point);
       }
       u += piece(channels, lanes);
     }
