@@ -60,22 +60,23 @@ class Timer:
         self._collective = collective if collective is not None else {"comm": 0.0, "wait": 0.0}
         self._seconds = dict.fromkeys(KINDS, 0.0)
         self._kind = "comp"
-        self._mark()
-
-    def _mark(self) -> None:
-        self._since = time.perf_counter()
-        self._before = self._collective["comm"], self._collective["wait"]
+        self._since, self._before = time.perf_counter(), self._collected()
 
     def _settle(self) -> None:
-        """Charges the time since the last mark."""
-        now = time.perf_counter() - self._since
-        comm = self._collective["comm"] - self._before[0]
-        wait = self._collective["wait"] - self._before[1]
-        scale = min(1.0, now / (comm + wait)) if comm + wait > 0 else 0.0  # nested clocks may differ by microseconds
+        """Charges the time since this was last called; not a moment between two calls is lost."""
+        now, (comm, wait) = time.perf_counter(), self._collected()
+        elapsed = now - self._since
+        comm, wait = comm - self._before[0], wait - self._before[1]
+        scale = (
+            min(1.0, elapsed / (comm + wait)) if comm + wait > 0 else 0.0
+        )  # nested clocks may differ by microseconds
         self._seconds["comm"] += comm * scale
         self._seconds["wait"] += wait * scale
-        self._seconds[self._kind] += now - (comm + wait) * scale
-        self._mark()
+        self._seconds[self._kind] += elapsed - (comm + wait) * scale
+        self._since, self._before = now, (self._before[0] + comm, self._before[1] + wait)
+
+    def _collected(self) -> tuple[float, float]:
+        return self._collective["comm"], self._collective["wait"]
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:

@@ -59,7 +59,7 @@ def start(*words: str, ranks: int = 2, **more: str) -> subprocess.Popen[str]:
 def follow(process: subprocess.Popen[str], signal_to_send: int | None = None, ranks: int = 2) -> Ended:
     """Waits for the fault (all ranks say that they are in their steps), sends a signal there, and waits for the end."""
     assert process.stdout is not None
-    limit = threading.Timer(40, process.kill)
+    limit = threading.Timer(40 * slack(), process.kill)
     limit.start()
     begun, lines = time.monotonic(), []
     with process:

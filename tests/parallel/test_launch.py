@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 def python(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code], env={**ENVIRONMENT, **environ}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env={**ENVIRONMENT, **environ}, capture_output=True, text=True, timeout=300
     )
 
 
@@ -109,7 +109,7 @@ def test_run_passes_exit_codes(code: int) -> None:
     say = "os.write(1, b'size %d;' % parallel.start().size)"
     program = f"import os, sys; from medmpi import parallel; {say}; sys.exit({code})"
     command = [sys.executable, "-m", "medmpi.parallel.run", "-n", "2", sys.executable, "-c", program]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr
     assert done.stdout.count("size 2;") == 2
 

@@ -12,8 +12,9 @@ from medmpi.parallel.timing import imbalance, mean
 
 def test_kinds_add_up_to_wall_time() -> None:
     collective = {"comm": 0.0, "wait": 0.0}
-    start = time.perf_counter()
+    before = time.perf_counter()
     timer = Timer(collective)
+    start = time.perf_counter()
     time.sleep(0.02)
     with timer("io"):
         time.sleep(0.03)
@@ -22,13 +23,13 @@ def test_kinds_add_up_to_wall_time() -> None:
     time.sleep(0.05)
     collective["comm"] += 0.02  # as a collective operation does that took place meanwhile
     collective["wait"] += 0.01
+    end = time.perf_counter()
     account = timer.read()
-    wall = time.perf_counter() - start
-    assert account.total == pytest.approx(wall, rel=0.02)
+    assert end - start <= account.total <= time.perf_counter() - before
     assert account.comm == pytest.approx(0.02)
     assert account.wait == pytest.approx(0.01)
     assert account.io >= 0.03
-    assert account.comp == pytest.approx(wall - account.io - 0.03, rel=0.02)
+    assert account.comp == pytest.approx(account.total - account.io - 0.03)
     with pytest.raises(ValueError, match="kind is 'gpu'"), timer("gpu"):
         pass
 
@@ -36,12 +37,15 @@ def test_kinds_add_up_to_wall_time() -> None:
 def test_epochs_are_differences() -> None:
     timer = Timer()
     time.sleep(0.01)
+    before = time.perf_counter()
     first = timer.read()
+    start = time.perf_counter()
     with timer("io"):
         time.sleep(0.02)
+    end = time.perf_counter()
     epoch = timer.read() - first
     assert epoch.io >= 0.02
-    assert epoch.comp < 0.01
+    assert end - start <= epoch.total <= time.perf_counter() - before
 
 
 def test_allocation_efficiency() -> None:

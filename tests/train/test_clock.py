@@ -27,14 +27,14 @@ def test_the_accounts_add_up_to_the_wall_time(tmp_path):
     for row in rows:
         assert sum(float(row[kind]) for kind in KINDS) == pytest.approx(float(row["time_s"]), rel=1e-6)
     # all but the last checkpoint and the start belongs to some epoch
-    assert sum(float(row["time_s"]) for row in rows) == pytest.approx(rank["wall_s"], rel=0.2)
+    assert sum(float(row["time_s"]) for row in rows) == pytest.approx(rank["wall_s"], rel=0.5)
     comp, comm, total = float(rows[0]["t_comp"]), float(rows[0]["t_comm"]), float(rows[0]["time_s"])
     assert float(rows[0]["r_alloc"]) == pytest.approx((comp + comm) / total)
     assert float(rows[0]["r_alloc_literal"]) == pytest.approx(comp + comm / total)
 
 
 @pytest.mark.mpi_skip
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(2 * tiny.PATIENCE)
 def test_a_threefold_imbalance_is_reported_and_drawn(tmp_path, monkeypatch):
     monkeypatch.setenv(slow.VARIABLE, "1:3")
     flags = ("--data=phantom:size=16,samples=1200", "--batch-size=48", "--width=16", "--epochs=2", "--timeline=3")

@@ -161,15 +161,17 @@ def test_help_is_printed_once_and_quickly():
     done = tiny.launch(2, "--help", tiny=False)
     assert done.returncode == 0
     assert done.stdout.count("usage:") == 1
-    best = min(_seconds([sys.executable, "-m", "medmpi.train", "--help"]) for _ in range(5))
-    bare = min(_seconds([sys.executable, "-c", "pass"]) for _ in range(5))
+    best = min(_processor_seconds([sys.executable, "-m", "medmpi.train", "--help"]) for _ in range(5))
+    bare = min(_processor_seconds([sys.executable, "-c", "pass"]) for _ in range(5))
     assert best < 0.3 + bare, f"--help takes {best:.2f} s, an empty program {bare:.2f} s"
 
 
-def _seconds(words):
-    start = time.perf_counter()
+def _processor_seconds(words):
+    """Of the processor: other programs take their share of the clock's."""
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(words, env=tiny.environment(), check=True, capture_output=True)
-    return time.perf_counter() - start
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return end.ru_utime - start.ru_utime + end.ru_stime - start.ru_stime
 
 
 @pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
@@ -178,11 +180,15 @@ def test_a_signal_to_mpirun_writes_a_checkpoint_and_ends_with_85(tmp_path, name)
         tiny.command(2, "--epochs", 500, "--schedule", "constant", "--out", tmp_path),
         env=tiny.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 40
-    while not (tmp_path / "checkpoints" / "last.safetensors").exists() and time.monotonic() < deadline:
+    deadline = time.monotonic() + tiny.PATIENCE
+    while (
+        not (tmp_path / "checkpoints" / "last.safetensors").exists()
+        and time.monotonic() < deadline
+        and process.poll() is None
+    ):
         time.sleep(0.02)
     process.send_signal(getattr(signal, name))
-    error = process.communicate(timeout=30)[1]
+    error = process.communicate(timeout=tiny.PATIENCE)[1]
     assert process.returncode == 85, error
     assert "stopped on request at epoch" in error
     assert checkpoints.Checkpoints(tmp_path / "checkpoints").restore() is not None

@@ -236,14 +236,14 @@ def test_two_ranks_killed_while_they_train_resume_bit_for_bit(tmp_path, norm):
     process = subprocess.Popen(tiny.command(2, "--out", tmp_path / "b", *flags), env=tiny.environment())
     log = tmp_path / "b" / "log-rank1.jsonl"
     wanted = 2
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + tiny.PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and log.read_text().count('"epoch"') > wanted:
             break
         time.sleep(0.005)
     pid = json.loads(log.read_text().splitlines()[0])["pid"]
     os.kill(pid, signal.SIGKILL)
-    assert process.wait(timeout=20) != 0
+    assert process.wait(timeout=tiny.PATIENCE) != 0
     done = tiny.launch(2, "--out", tmp_path / "b", *flags, "--resume")
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in done.stdout

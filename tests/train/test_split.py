@@ -138,7 +138,7 @@ def test_a_killed_run_goes_on_in_other_shapes(tmp_path):
             break
         time.sleep(0.005)
     os.kill(json.loads(log.read_text().splitlines()[0])["pid"], signal.SIGKILL)
-    assert process.wait(timeout=30) != 0
+    assert process.wait(timeout=tiny.PATIENCE) != 0
     done = tiny.launch(4, *out, "--stages", 2, "--replicas", 2, "--max-steps", 30, "--resume")
     assert done.returncode == 0, done.stderr
     assert "resumed on 4 ranks (2 replicas x 2 stages) after 2 (2 stages): same batches, bit for bit" in done.stderr

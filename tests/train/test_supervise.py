@@ -26,10 +26,10 @@ def supervised(folder, *flags, ranks=2):
     )  # fmt: skip
 
 
-def strike(folder, number, rows):
+def strike(process, folder, number, rows):
     """Sends a signal to rank 1 once the run has written so many rows of metrics."""
-    deadline = time.monotonic() + 60
-    while len(read_metrics(folder / "metrics.csv")) < rows and time.monotonic() < deadline:
+    deadline = time.monotonic() + tiny.PATIENCE
+    while len(read_metrics(folder / "metrics.csv")) < rows and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
     for name in Path("/proc").glob("[0-9]*"):
         try:
@@ -43,20 +43,20 @@ def strike(folder, number, rows):
     raise AssertionError("rank 1 was not found")
 
 
-FLAGS = ("--data=phantom:size=16,samples=96", "--epochs=8", "--timeout=3")
+FLAGS = ("--data=phantom:size=16,samples=96", "--epochs=12", "--timeout=6")
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     out = tmp_path_factory.mktemp("unbroken") / "run"
     process = supervised(out, *FLAGS)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=tiny.PATIENCE)[0]
     assert process.returncode == 0, output
     assert "supervise" not in output
     return out
 
 
-@pytest.mark.timeout(150)
+@pytest.mark.timeout(2 * tiny.PATIENCE)
 @pytest.mark.parametrize(
     ("number", "says"),
     [
@@ -67,8 +67,8 @@ def unbroken(tmp_path_factory):
 )
 def test_a_struck_run_ends_as_the_unbroken_one(tmp_path, unbroken, number, says):
     process = supervised(tmp_path / "run", *FLAGS)
-    strike(tmp_path / "run", number, rows=2)
-    output = process.communicate(timeout=90)[0]
+    strike(process, tmp_path / "run", number, rows=2)
+    output = process.communicate(timeout=tiny.PATIENCE)[0]
     assert process.returncode == 0, output
     assert says in output
     assert "starting again on 1 ranks, restart 1 of 3" in output
@@ -78,18 +78,18 @@ def test_a_struck_run_ends_as_the_unbroken_one(tmp_path, unbroken, number, says)
     tiny.assert_same({"metrics": mine["metrics"]}, {"metrics": other["metrics"]})
 
 
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(2 * tiny.PATIENCE)
 def test_a_stop_on_request_is_not_a_failure(tmp_path):
     process = supervised(tmp_path / "run", "--epochs=200")
-    strike(tmp_path / "run", signal.SIGTERM, rows=1)
-    output = process.communicate(timeout=60)[0]
+    strike(process, tmp_path / "run", signal.SIGTERM, rows=1)
+    output = process.communicate(timeout=tiny.PATIENCE)[0]
     assert process.returncode == 85, output
     assert "supervise" not in output
 
 
 def test_what_cannot_be_mended_is_not_tried_again(tmp_path):
     process = supervised(tmp_path / "run", "--data=npz:/nowhere.npz")
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=tiny.PATIENCE)[0]
     assert process.returncode == 3, output
     assert output.count("/nowhere.npz") == 1
 

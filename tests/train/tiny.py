@@ -25,6 +25,9 @@ FLAGS = [
 ]  # fmt: skip
 
 
+PATIENCE = 300.0  # seconds for what takes a few on a machine with nothing else to do
+
+
 def options(*flags: str) -> Options:
     """The settings of a tiny run with changes."""
     return parse([*FLAGS, *flags])
@@ -54,7 +57,7 @@ def environment() -> dict[str, str]:
 def launch(ranks: int, *flags: object, **how: Any) -> subprocess.CompletedProcess[str]:
     """Runs under mpirun with a time limit."""
     return subprocess.run(
-        command(ranks, *flags, **how), env=environment(), capture_output=True, text=True, timeout=60, check=False
+        command(ranks, *flags, **how), env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
