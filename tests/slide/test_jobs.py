@@ -25,6 +25,8 @@ from medmpi.slide.store import Store
 from tests.conftest import mpirun
 from tests.slide.conftest import tissue_slide, write_slide
 from tests.slide.scheduler import install
+from tests.slurm import command as told
+from tests.slurm import slurm, until  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -293,6 +295,32 @@ def test_array_jobs_do_the_open_items_without_mpi(prepared, tmp_path, scheduler)
     same_as_whole(prepared, name)
     third = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=60, check=False)
     assert "nothing to submit" in third.stdout
+
+
+@pytest.mark.timeout(400)
+def test_a_real_slurm_runs_the_arrays(prepared, slurm):  # noqa: F811
+    """Slurm's own daemons do the arrays, then the stitching; of a damaged run they do what is missing alone."""
+    name, heatmaps = "real", prepared / "real" / "heatmaps"
+    assert main([*arguments(prepared, name), "--only-manifest"]) == 0
+    items = len(manifests.load(prepared / name).items())
+    words = ["submit", str(prepared / name), "--scheduler", "slurm", "--cores", "1", "--mem", "512MiB", "--time", "10"]
+    words += ["--max-tasks", "3", "--items-per-task", "4"]
+    for missing in (items, 2):
+        before = {p: p.stat().st_mtime_ns for p in (prepared / name / "results").rglob("*.safetensors")}
+        done = subprocess.run(command(*words), env=slurm, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        tasks = -(-missing // 4)
+        assert f"submitted {-(-tasks // 3)} array jobs" in done.stdout
+        over = until(lambda: not told(slurm, "squeue", "-h"), 240)
+        logs = "".join(p.read_text() for p in (prepared / name / "logs").glob("*.out"))
+        assert over, told(slurm, "squeue") + logs
+        assert len(list(heatmaps.glob("*.heatmap.h5"))) == 2, logs
+        assert all(p.stat().st_mtime_ns == at for p, at in before.items())
+        same_as_whole(prepared, name)
+        for path in sorted((prepared / name / "results").rglob("*.safetensors"))[1:3]:
+            path.unlink()
+        for path in heatmaps.iterdir():
+            path.unlink()
 
 
 def test_a_refused_array_stops_the_submission(prepared, tmp_path):
