@@ -150,7 +150,7 @@ def main(options: argparse.Namespace) -> int:
         size = (root / "slide.tif").stat().st_size / 1e6
         print(f"slide of {SIDE}x{SIDE} ({size:.0f} MB) drawn in {time.monotonic() - begin:.1f} s", flush=True)
         words = ["predict", str(root / "slide.tif"), "--model", str(root / "model.safetensors"), "--no-tune",
-                 "--stride", str(STRIDE), "--group-size", "100", "--out"]  # fmt: skip
+                 "--stride", str(STRIDE), "--out"]  # fmt: skip
         digests = set()
         for pair in range(pairs):
             for ranks in (1, 2) if pair % 2 == 0 else (2, 1):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from medmpi.data import DataError
 from medmpi.slide.files import read_json
+from medmpi.slide.prepare import GROUP
 
 SLIDES = (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm")
 
@@ -47,7 +48,7 @@ def add_prepare_options(to: argparse.ArgumentParser) -> None:
         help="Otsu on hue and saturation, on value too (training slides), or all of the slide",
     )  # fmt: skip
     group.add_argument("--least-tissue", type=float, default=0.0, help="share of a patch that must be tissue")
-    group.add_argument("--group-size", type=positive, default=400, help="patches a group, the unit of work")
+    group.add_argument("--group-size", type=positive, default=GROUP, help="patches a group, the unit of work")
     group.add_argument(
         "--memory", type=memory, help="instead of --group-size: as many patches as this holds (S4: N_p = floor(M / S))"
     )
