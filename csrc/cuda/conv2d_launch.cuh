@@ -1,61 +1,45 @@
 #pragma once
 // Starts products: which tile, how many parts, which instance of the kernels.
 #include <algorithm>
-#include <cstdlib>
-#include <stdexcept>
-#include <string>
-#include <string_view>
 
 #include "cuda/channel_sums.cuh"
+#include "cuda/conv2d_plan.h"
 #include "cuda/conv2d_product.cuh"
 #include "cuda/narrow.cuh"
 #include "ops/precision.h"
 
 namespace medmpi::cuda {
 
-// The tiles. Small is for few results, Medium for few channels, and Large meets each operand least often.
+// The tiles, in the sizes of kTiles. Small is for few results, Medium for few channels, and Large meets each operand
+// least often.
 template <class Element>
 using LargeTile = Tile<Element, 128, 128, 16, 64, 64, 4, 2>;
 template <class Element>
 using MediumTile = Tile<Element, 128, 64, 32, 64, 32, 3, 2>;
 template <class Element>
 using SmallTile = Tile<Element, 64, 64, 32, 32, 32, 3, 2>;
-enum class TileChoice { kSmall, kMedium, kLarge };
 
-constexpr int64_t kFullDevice = 132;  // blocks; a constant, so that results are the same on every device
-
-inline int64_t tiles_over(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
-
-/// What MEDMPI_CUDA_TILE (small, medium or large) asks for, to tune and to test; else `choice`.
-inline TileChoice asked_or(TileChoice choice) {
-  const char* asked = std::getenv("MEDMPI_CUDA_TILE");
-  if (!asked) return choice;
-  const std::string_view name(asked);
-  if (name == "small") return TileChoice::kSmall;
-  if (name == "medium") return TileChoice::kMedium;
-  if (name == "large") return TileChoice::kLarge;
-  throw std::invalid_argument("MEDMPI_CUDA_TILE is '" + std::string(name) + "', expected small, medium or large");
+template <class T>
+constexpr bool agrees(TileChoice choice) {
+  const TileSizes& t = kTiles[static_cast<int>(choice)];
+  return T::kM == t.m && T::kN == t.n && T::kDepth * static_cast<int>(sizeof(typename T::Element)) == t.words * 4;
 }
-
-/// The tile for a product of rows x columns, `count` of them.
-inline TileChoice choose_tile(int64_t rows, int64_t columns, int64_t count) {
-  if (columns > 64 && tiles_over(rows, 128) * tiles_over(columns, 128) * count >= kFullDevice)
-    return TileChoice::kLarge;
-  if (tiles_over(rows, 128) * tiles_over(columns, 64) * count >= kFullDevice) return TileChoice::kMedium;
-  return TileChoice::kSmall;
-}
-
-/// Into how many parts a depth of `steps` is cut, where there are `blocks` tiles: enough to fill a device twice.
-inline int choose_splits(int64_t blocks, int64_t steps) {
-  if (blocks >= kFullDevice) return 1;
-  return static_cast<int>(std::max<int64_t>(1, std::min(2 * kFullDevice / blocks, steps / 4)));
-}
+static_assert(agrees<SmallTile<float>>(TileChoice::kSmall) && agrees<MediumTile<float>>(TileChoice::kMedium) &&
+                  agrees<LargeTile<float>>(TileChoice::kLarge) && agrees<LargeTile<Bf16>>(TileChoice::kLarge),
+              "plans are for these tiles");
 
 constexpr int kSlotParts = 0, kSlotMoments = 1, kSlotNarrowA = 3, kSlotNarrowB = 4;  // scratch
 
 /// How operands come: bf16 copies, or float32 in pieces of four or value by value.
 struct Access {
   bool narrow, fours_a, fours_b;
+
+  /// Plans a product with such operands.
+  Plan plan(int64_t rows, int64_t columns, int64_t depth, int64_t count) const {
+    const double rate = precision() == Precision::fp32 ? 210 : precision() == Precision::tf32 ? 640 : 1280;
+    const ProductSizes sizes{rows, columns, depth, count, narrow ? 2 : 4, rate};
+    return fours_a && fours_b ? plan_product(sizes) : plan_with(TileChoice::kSmall, sizes);
+  }
 };
 
 /// For operands with `pixel_a` and `pixel_b` channels, `group_a` and `group_b` of a group. Copies in bf16 are made
@@ -112,23 +96,22 @@ void run_product(Product& p, double* mean, double* m2) {
   p.finish.by_fours = in_pieces(p.finish.y, p.finish.pixel, columns) &&
                       in_pieces(p.finish.bias, p.finish.pixel, columns) &&
                       in_pieces(p.finish.residual, p.finish.pixel, columns);
-  TileChoice choice = asked_or(choose_tile(rows, columns, int64_t{p.groups} * p.lattices));
+  const Plan plan = access.plan(rows, columns, depth, int64_t{p.groups} * p.lattices);
   if (access.narrow) {
     p.source.data = narrowed(kSlotNarrowA, static_cast<const float*>(p.source.data), p.source.count);
     p.filters.data = narrowed(kSlotNarrowB, static_cast<const float*>(p.filters.data), p.filters.count);
   }
-  with_instance(choice, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
+  with_instance(plan.tile, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
     using T = decltype(tile);
-    const int64_t tiles_m = tiles_over(rows, T::kM), tiles = tiles_m * tiles_over(columns, T::kN);
-    const int64_t blocks = tiles * p.groups * p.lattices;
-    p.splits = choose_splits(blocks, tiles_over(depth, T::kDepth));
+    const int64_t tiles_m = tiles_over(rows, T::kM), blocks = plan.tiles * p.groups * p.lattices;
+    p.splits = plan.splits;
     if (p.splits > 1) p.parts = device_scratch_floats(kSlotParts, blocks * p.splits * T::kM * T::kN);
     if (mean) {
       const size_t moments = static_cast<size_t>(tiles_m * p.finish.pixel);
       p.finish.means = static_cast<double*>(device_scratch(kSlotMoments, 2 * moments * sizeof(double)));
       p.finish.squares = p.finish.means + moments;
     }
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups),
+    const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(p.groups),
                     static_cast<unsigned>(p.lattices * p.splits));
     launch(multiply_pixels<T, decltype(products), Forward, vector_a.value, vector_b.value>, grid, T::kThreads,
            T::kSharedBytes, p);

@@ -65,8 +65,8 @@ class PixelGather {
                           static_cast<unsigned>(h_[line] + down) < static_cast<unsigned>(source_.h) &&
                           static_cast<unsigned>(w_[line] + right) < static_cast<unsigned>(source_.w);
       const Element* from = data_ + (pixel_[line] + move) * source_.pixel + channel;
-      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(slot(line), column()),
-                                                             inside ? from : data_, inside);
+      copy_async<static_cast<int>(sizeof(Element)) * Vector, true>(operand + Layout::at(slot(line), column()),
+                                                                   inside ? from : data_, inside);
     }
   }
 
@@ -103,8 +103,8 @@ class MatrixRows {
       const int depth = static_cast<int>(threadIdx.x) / kColumns + i * kTogether, row = step * T::kDepth + depth;
       const bool inside = wanted_ && row < rows_;
       const Element* from = data_ + row * stride_ + line_;
-      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(line(), depth), inside ? from : data_,
-                                                             inside);
+      copy_async<static_cast<int>(sizeof(Element)) * Vector, false>(operand + Layout::at(line(), depth),
+                                                                    inside ? from : data_, inside);
     }
   }
 
@@ -158,8 +158,8 @@ class FilterColumns {
       const int line = line_ + Layout::line_of(slot);
       const bool inside = depth < lattice_.depth && line < filters_.lines;
       const Element* from = data_ + (first + line) * filters_.stride + channel;
-      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(slot, column()),
-                                                             inside ? from : data_, inside);
+      copy_async<static_cast<int>(sizeof(Element)) * Vector, false>(operand + Layout::at(slot, column()),
+                                                                    inside ? from : data_, inside);
     }
   }
 
@@ -206,8 +206,8 @@ class PixelRows {
                           static_cast<unsigned>(h) < static_cast<unsigned>(source_.h) &&
                           static_cast<unsigned>(w) < static_cast<unsigned>(source_.w);
       const Element* from = data_ + ((image * source_.h + h) * source_.w + w) * source_.pixel;
-      copy_async<static_cast<int>(sizeof(Element)) * Vector>(operand + Layout::at(line(), depth), inside ? from : data_,
-                                                             inside);
+      copy_async<static_cast<int>(sizeof(Element)) * Vector, true>(operand + Layout::at(line(), depth),
+                                                                   inside ? from : data_, inside);
     }
   }
 

@@ -63,20 +63,18 @@ void conv2d_weight_product(WeightProduct& p) {
   const Access access = access_to(p.source.data, p.source.pixel, channels, p.dy, p.pixel, p.channels,
                                   p.lattice.depth / channels * tiles_over(p.channels, 256));
   p.by_fours = in_pieces(p.dweight, p.pixel, p.channels);
-  TileChoice choice = p.channels > 64 ? TileChoice::kLarge : TileChoice::kMedium;
-  if (p.lattice.depth <= 64) choice = TileChoice::kSmall;
-  choice = asked_or(choice);
+  const Plan plan = access.plan(p.lattice.depth, p.channels, p.lattice.rows, p.groups);
   if (access.narrow) {
     p.source.data = narrowed(kSlotNarrowA, static_cast<const float*>(p.source.data), p.source.count);
     p.dy = narrowed(kSlotNarrowB, static_cast<const float*>(p.dy), p.lattice.rows * p.pixel);
   }
-  with_instance(choice, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
+  with_instance(plan.tile, access, [&](auto tile, auto products, auto vector_a, auto vector_b) {
     using T = decltype(tile);
-    const int64_t tiles = tiles_over(p.lattice.depth, T::kM) * tiles_over(p.channels, T::kN);
-    const int64_t blocks = tiles * p.groups;
-    p.splits = choose_splits(blocks, tiles_over(p.lattice.rows, T::kDepth));
+    const int64_t blocks = plan.tiles * p.groups;
+    p.splits = plan.splits;
     if (p.splits > 1) p.parts = device_scratch_floats(kSlotParts, blocks * p.splits * T::kM * T::kN);
-    const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups), static_cast<unsigned>(p.splits));
+    const dim3 grid(static_cast<unsigned>(plan.tiles), static_cast<unsigned>(p.groups),
+                    static_cast<unsigned>(p.splits));
     launch(multiply_weights<T, decltype(products), vector_a.value, vector_b.value>, grid, T::kThreads, T::kSharedBytes,
            p);
     if (p.splits > 1) launch(add_weight_parts<T>, dim3(grid.x, grid.y), T::kThreads, 0, p);

@@ -36,8 +36,9 @@ inline std::deque<std::vector<PendingCopy>>& pending_copies() {
 }
 #endif
 
-/// Starts the copy of Bytes (4 or 16, aligned) to shared memory; zeros where not `valid`, and nothing is read.
-template <int Bytes>
+/// Starts the copy of Bytes (4 or 16, aligned) to shared memory; zeros where not `valid`, and nothing is read. What the
+/// block will read `again` goes through the first-level cache.
+template <int Bytes, bool Again>
 __device__ __forceinline__ void copy_async(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 16, "sizes of the fast and the general path");
 #ifdef MEDMPI_CUDA_EMULATED
@@ -45,7 +46,9 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, boo
 #else
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   const int from_bytes = valid ? Bytes : 0;
-  if constexpr (Bytes == 16)
+  if constexpr (Bytes == 16 && Again)
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
+  else if constexpr (Bytes == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
   else
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(global), "r"(from_bytes) : "memory");
