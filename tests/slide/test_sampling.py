@@ -74,6 +74,11 @@ def test_an_npz_for_training(slides, capsys):
     places = {e["slide"]: e["split"] for e in json.loads(out.with_suffix(".json").read_text())["slides"]}
     assert sorted(places.values()).count("val") == 1
     assert "medmpi train --data npz:" in capsys.readouterr().out
+    again = slides / "again.npz"
+    words[words.index(str(out))] = str(again)
+    assert main([*words, "--val", "0.2", "--test", "0.2", "--crop", "64", "--patch", "64", "--threads", "3"]) == 0
+    with np.load(out) as first, np.load(again) as second:  # whatever slide was done when
+        assert all(np.array_equal(first[name], second[name]) for name in first.files)
 
 
 def test_what_is_missing_is_told(slides, capsys):

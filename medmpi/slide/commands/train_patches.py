@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medmpi import kernels as K
 from medmpi.data import DataError
 from medmpi.files import replacing
 from medmpi.slide.commands.options import parser, positive, slide_paths
@@ -21,6 +23,7 @@ from medmpi.slide.reader import slide_id
 from medmpi.slide.sampling import CLASSES, NORMAL, TUMOUR, Sampled, SampleOptions, sample_slide
 from medmpi.slide.truth import find_truth, open_truth
 
+T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 
 
@@ -44,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--val", type=float, default=0.15, help="share of the slides for validation")
     p.add_argument("--test", type=float, default=0.15, help="share of the slides for the test")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--threads", type=positive, help="slides at a time (none: all cores)")
     args = p.parse_args(argv)
     with usage():
         options = SampleOptions(
@@ -58,13 +62,22 @@ def main(argv: Sequence[str]) -> int:
     record: list[dict[str, Any]] = []
     problems = []
     progress = Progress("slides")
-    for i, (path, split) in enumerate(zip(slides, splits, strict=True)):
-        progress(i, len(slides))
+
+    def attempt(path: Path) -> Sampled | DataError:
         try:
-            sampled = _one(path, args.truth, args.normal_slides, options)
+            return _one(path, args.truth, args.normal_slides, options)
         except DataError as error:
-            problems.append(str(error))
-            record.append({"slide": path.name, "split": split, "error": str(error)})
+            return error
+
+    pool = ThreadPoolExecutor(args.threads or K.threads())  # what is drawn from a slide depends on no other one
+    try:
+        outcomes = list(_told(pool.map(attempt, slides), progress, len(slides)))
+    finally:
+        pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for the slides that nobody has begun
+    for path, split, sampled in zip(slides, splits, outcomes, strict=True):
+        if isinstance(sampled, DataError):
+            problems.append(str(sampled))
+            record.append({"slide": path.name, "split": split, "error": str(sampled)})
             continue
         numbers = {name: sampled.found(label, options.copies) for label, name in enumerate(CLASSES)}
         for label, name in ((NORMAL, "normal"), (TUMOUR, "tumour")):
@@ -87,6 +100,13 @@ def main(argv: Sequence[str]) -> int:
     for problem in problems:
         print(f"medmpi: {problem}", file=sys.stderr)
     return BAD_DATA if problems else DONE
+
+
+def _told(outcomes: Iterable[T], progress: Progress, total: int) -> Iterator[T]:
+    """The outcomes as they come, each of them told."""
+    for i, outcome in enumerate(outcomes):
+        progress(i + 1, total)
+        yield outcome
 
 
 def split_slides(identities: Sequence[str], val: float, test: float, seed: int) -> list[str]:
