@@ -227,7 +227,7 @@ def test_adam_resumes_bit_for_bit(tmp_path, monkeypatch):
     tiny.assert_same(tiny.state(tmp_path / "a"), tiny.state(tmp_path / "b"))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(3 * tiny.PATIENCE)
 @pytest.mark.parametrize("norm", ["--sync-batchnorm", "--no-sync-batchnorm"])
 def test_two_ranks_killed_while_they_train_resume_bit_for_bit(tmp_path, norm):
     """SIGKILL to one rank at a moment that nobody chose; the statistics of the ranks differ without synchronisation."""
@@ -250,7 +250,7 @@ def test_two_ranks_killed_while_they_train_resume_bit_for_bit(tmp_path, norm):
     tiny.assert_same(tiny.state(tmp_path / "a"), tiny.state(tmp_path / "b"))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(3 * tiny.PATIENCE)
 def test_reproducible_runs_resume_bit_for_bit_on_another_number_of_ranks(tmp_path):
     """One rank unbroken; and two ranks, stopped in the middle of the second epoch, gone on with by three."""
     flags = ("--reproducible", "--epochs", 3)

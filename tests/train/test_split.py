@@ -124,7 +124,7 @@ def trainer_feed(job, ids):
     return feed(job, job.dataset.splits["train"], [ids])
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(3 * tiny.PATIENCE)
 def test_a_killed_run_goes_on_in_other_shapes(tmp_path):
     """One rank unbroken; and two stages, killed at a moment that nobody chose, gone on with by 2x2 and then by 3."""
     flags = ("--reproducible", "--epochs", 10)
