@@ -91,7 +91,7 @@ class Progress:
             return
         self._printed = now
         left = (now - self._start) / done * (total - done) if done > 0 else 0.0
-        text = f"{self._what} {done:.0f}/{total:.0f}{note}" + (f", {clock(left)} left" if done > 0 else "")
+        text = f"{self._what} {int(done)}/{total:.0f}{note}" + (f", {clock(left)} left" if done > 0 else "")
         self._stream.write(f"{text:<79}{self._end}" if self._end == "\r" else text + "\n")
         self._stream.flush()
         self._shown = True

@@ -70,9 +70,10 @@ def prepare(
     folder: Path,
     options: PrepareOptions,
     *,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Path, StoreMeta, dict[str, float]]:
     """Makes the store of one slide, and a preview of its mask beside it; returns path, metadata and seconds per stage.
+    ``progress`` is told the share that is done, one half for the tissue and one for the store.
 
     A whole store of the same content and options is left as it is. NoTissue where there is none.
     """  # fmt: skip
@@ -89,7 +90,7 @@ def prepare(
         level = options.level if options.level is not None else slide.level_for(options.mpp)
         shape, factor = slide.shapes[level], slide.downsamples[level]
         opened = time.perf_counter()
-        picture, unread = thumbnail(slide)
+        picture, unread = thumbnail(slide, progress=lambda share: progress(share / 2))
         found = find_tissue(picture, mode="hs" if options.tissue == "all" else options.tissue)
         # What cannot be read may be tissue: its patches are to fail later, not to be left out without a word.
         mask = np.ones_like(found.mask) if options.tissue == "all" else found.mask | unread
@@ -123,7 +124,10 @@ def prepare(
                 },
             )  # fmt: skip
 
-        about = write_store(path, slide, chosen, meta, threads=K.threads(), progress=progress)
+        def written(done: int, total: int) -> None:
+            progress(0.5 + done / total / 2)
+
+        about = write_store(path, slide, chosen, meta, threads=K.threads(), progress=written)
         end = time.perf_counter()
     return path, about, {"open": opened - start, "tissue": masked - opened, "store": end - masked}
 

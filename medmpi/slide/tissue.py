@@ -6,6 +6,7 @@ from the saturation-weighted mean direction of all hues, so the mask does not ch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,10 +43,12 @@ class Tissue:
         return float(self.mask.mean())
 
 
-def thumbnail(slide: Slide, downsample: int = DOWNSAMPLE) -> tuple[Pixels, NDArray[np.bool_]]:
+def thumbnail(
+    slide: Slide, downsample: int = DOWNSAMPLE, *, progress: Callable[[float], None] = lambda share: None
+) -> tuple[Pixels, NDArray[np.bool_]]:
     """uint8 (ceil(H/d), ceil(W/d), 3): box averages of the coarsest level that is fine enough.
 
-    With it, bool (h, w): where the slide could not be read.
+    With it, bool (h, w): where the slide could not be read. ``progress`` is told the share that is done.
     """
     level = slide.level_below(downsample)
     h, w = slide.shapes[0]
@@ -75,6 +78,7 @@ def thumbnail(slide: Slide, downsample: int = DOWNSAMPLE) -> tuple[Pixels, NDArr
     for y in range(0, rows, _BLOCK):
         for x in range(0, columns, _BLOCK):
             fill(y, x, min(_BLOCK, rows - y), min(_BLOCK, columns - x))
+            progress((y + min(_BLOCK, rows - y) * (x + _BLOCK) / columns) / rows)
     return out, bad
 
 

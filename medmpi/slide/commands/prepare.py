@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +59,14 @@ def prepare_all(slides: list[Path], out: Path, options: PrepareOptions, world: A
     """Prepares slides on this process or all ranks, notes those that fail or have no tissue, returns the exit code."""
     progress = Progress("slides", quiet=quiet or (world is not None and world.rank > 0))
 
-    def one(slide: Path) -> tuple[str, str]:
-        return _one(slide, out, options)
-
     outcomes: list[tuple[str, str]] = []
+
+    def within(share: float) -> None:
+        progress(len(outcomes) + share, len(slides), f" ({100 * share:.0f} % of the next)")
+
+    def one(slide: Path) -> tuple[str, str]:
+        return _one(slide, out, options, within if world is None or world.size == 1 else lambda share: None)
+
     if world is None:
         for slide in slides:
             outcomes.append(one(slide))
@@ -86,11 +90,11 @@ def prepare_all(slides: list[Path], out: Path, options: PrepareOptions, world: A
     return int(world.broadcast(code)) if world is not None else code
 
 
-def _one(slide: Path, out: Path, options: PrepareOptions) -> tuple[str, str]:
+def _one(slide: Path, out: Path, options: PrepareOptions, progress: Callable[[float], None]) -> tuple[str, str]:
     place = hashlib.blake2b(str(slide.resolve()).encode(), digest_size=4).hexdigest()  # stems collide
     records = {state: out / f"{slide.stem}-{place}.{state}.json" for state in ("skipped", "failed")}
     try:
-        path, meta, seconds = prepare(slide, out, options)
+        path, meta, seconds = prepare(slide, out, options, progress=progress)
     except NoTissue as error:
         write_json(records["skipped"], {"slide": str(slide), "why": str(error.cause)})
         records["failed"].unlink(missing_ok=True)
