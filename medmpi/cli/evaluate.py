@@ -27,6 +27,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="average the models' probabilities, or their weights into one model",
     )
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where the models run")
+    parser.add_argument(
+        "--precision", default="fp32", choices=("fp32", "tf32", "bf16"), help="of products with --device cuda"
+    )
     parser.add_argument("--threads", type=int, default=None, help="OpenMP threads per rank")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds a rank may keep the others waiting")
     parser.add_argument("--out", default=None, metavar="FILE.json", help="write all scores to this file")
@@ -40,6 +44,8 @@ def parse(argv: Sequence[str]) -> Settings:
         if given[name] is not None and given[name] <= 0:
             raise ConfigError(f"--{name.replace('_', '-')} is {given[name]}, expected more than 0")
     given["runs"] = tuple(given["runs"])
+    if given["precision"] != "fp32" and given["device"] == "cpu":
+        raise ConfigError(f"--precision {given['precision']} needs --device cuda: the CPU computes in fp32")
     if given["fuse"] == "weights" and len(given["runs"]) < 2:
         raise ConfigError("--fuse weights needs two models or more")
     return Settings(**given)

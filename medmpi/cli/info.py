@@ -24,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "medmpi": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "kernels": f"{K.backend()} (built: {', '.join(K.backends())})",
+        "devices": ", ".join(K.devices()) or f"none: {K.missing_device()}",
         "threads": f"{K.threads()} of {len(os.sched_getaffinity(0))} cores",
         "mpi": _mpi(),
     }

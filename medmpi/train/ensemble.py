@@ -23,7 +23,7 @@ from medmpi.files import write_whole
 from medmpi.models.saved import Saved
 from medmpi.nn.checkpoint import CheckpointError
 from medmpi.parallel import collect
-from medmpi.train import metrics
+from medmpi.train import device, metrics
 from medmpi.train.config import ConfigError, read_toml
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, StopRequested, on_root, together
 from medmpi.train.log import finite
@@ -47,6 +47,8 @@ class Settings:
     fuse: str = "probabilities"
     batch_size: int = 64
     out: str | None = None
+    device: str = "cpu"
+    precision: str = "fp32"
     threads: int | None = None
     timeout: float = 300.0
 
@@ -63,7 +65,11 @@ def run(settings: Settings, world: World) -> None:
     """Evaluates, prints the scores of each model and of all together, and writes them on request. Collective."""
     if settings.threads is not None:
         K.set_threads(settings.threads)
+    together(world, lambda: device.take(settings.device, settings.precision, world.local_rank))
     members = together(world, lambda: load_members(settings))
+    if settings.device != "cpu":
+        for node in (node for member in members for node in member.graph.nodes):
+            node.layer.move(K.to_device)
     spec = members[0].spec
     datasets = together(world, lambda: _open(settings, members))
     n = len(datasets[0].splits[settings.split])
@@ -180,8 +186,11 @@ def _see(members: Sequence[Saved], datasets: Sequence[Dataset], settings: Settin
             read[id(dataset)] = dataset.splits[settings.split].read(ids)
         images, targets = read[id(dataset)]
         mean, std = (np.asarray(v, np.float32) for v in (member.spec.mean, member.spec.std))
-        (logits,), _ = member.graph.forward(normalise(images, mean, std), context=nn.Context(train=False))
-        z = logits.astype(np.float64)
+        x: Any = normalise(images, mean, std)
+        if settings.device != "cpu":
+            x = K.to_device(x)
+        (logits,), _ = member.graph.forward(x, context=nn.Context(train=False))
+        z = K.to_host(logits).astype(np.float64)
         e = np.exp(z - z.max(axis=-1, keepdims=True))
         probabilities.append(e / e.sum(axis=-1, keepdims=True))
     labels = np.asarray(targets, np.int64)

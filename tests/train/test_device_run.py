@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tiny
 
 from medmpi import kernels
+from medmpi.cli import main as cli
 from medmpi.infer.predictor import Predictor
 from medmpi.nn import checkpoint
 
@@ -43,6 +45,13 @@ def test_a_run_on_the_device_is_that_on_the_host(tmp_path, capfd):
     pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 1), dtype=np.uint8)
     host, device = (Predictor(tmp_path / "cpu", tune=False, device=name).logits(pixels) for name in ("cpu", "cuda"))
     np.testing.assert_allclose(device, host, atol=1e-4 * np.abs(host).max())
+
+    loss = []
+    for device in ("cpu", "cuda"):
+        file = tmp_path / f"{device}.json"
+        assert cli(["evaluate", str(tmp_path / "cpu"), "--threads=1", f"--device={device}", "--out", str(file)]) == 0
+        loss += [scores["loss"] for scores in json.loads(file.read_text())["results"].values()]
+    assert loss[0] == pytest.approx(loss[1], rel=1e-4)
 
     # what a device saved goes on in host memory
     assert tiny.train(*FLAGS, "--max-steps=3", "--resume", "--out", tmp_path / "cuda") == 0
