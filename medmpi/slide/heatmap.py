@@ -25,6 +25,7 @@ from medmpi.slide.store import Store
 
 SCHEMA, VERSION = "medmpi-heatmap", 1
 _CHUNK = 64  # points a side, at least
+_RECTANGLE = 1 << 22  # points that are written at once
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def assemble(
             shuffle=True, fletcher32=True,
         )  # fmt: skip
         for scores in groups:
-            at = 0
+            at, placed = 0, []
             for y, x, h, w in scores.blocks.tolist():
                 if expected.get((y, x)) != (h, w):
                     raise DataError(store.path, f"scores came for {h}x{w} points at ({y}, {x}): no patch", "")
@@ -119,9 +120,9 @@ def assemble(
                 block = scores.scores[at : at + h * w].reshape(h, w, kept)
                 if not np.isfinite(block).all():
                     raise DataError(store.path, f"scores at ({y}, {x}) are not finite", "check the model's weights")
-                out[y : y + h, x : x + w] = block
-                counts[y : y + h, x : x + w] = 1
+                placed.append((y, x, block))
                 at += h * w
+            _place(out, counts, placed)
             progress()
         missing = sorted(expected.keys() - seen)
         if missing and not partial:
@@ -133,6 +134,26 @@ def assemble(
         meta = HeatmapMeta(**{**asdict(meta), "missing": tuple(missing)})
         file.attrs["meta"] = json.dumps(asdict(meta), sort_keys=True)
     return meta
+
+
+def _place(out: Any, counts: Any, placed: list[tuple[int, int, NDArray[np.float32]]]) -> None:
+    """Writes a group's blocks: as one rectangle where they nearly fill it, as a write costs the same for any size."""
+    if not placed:
+        return
+    top, left = min(y for y, _, _ in placed), min(x for _, x, _ in placed)
+    bottom, right = max(y + len(b) for y, _, b in placed), max(x + b.shape[1] for _, x, b in placed)
+    area = (bottom - top) * (right - left)
+    if area > _RECTANGLE or area > 4 * sum(b[..., 0].size for _, _, b in placed):
+        for y, x, block in placed:
+            out[y : y + len(block), x : x + block.shape[1]] = block
+            counts[y : y + len(block), x : x + block.shape[1]] = 1
+        return
+    whole = np.s_[top:bottom, left:right]
+    scores, covered = out[whole], counts[whole]  # neighbours may be there already
+    for y, x, block in placed:
+        part = np.s_[y - top : y - top + len(block), x - left : x - left + block.shape[1]]
+        scores[part], covered[part] = block, 1
+    out[whole], counts[whole] = scores, covered
 
 
 def _expected(store: Store, meta: HeatmapMeta) -> dict[tuple[int, int], tuple[int, int]]:
