@@ -16,6 +16,8 @@ int64_t rows_per_tile(int64_t rows, int64_t channels) {
   return each < 8 * kTogether ? 8 * kTogether : each;
 }
 
+// Grids: x blocks of channels, y tiles of rows.
+
 /// The sum of a channel's kTogether values, for all its threads; `table` is the block's.
 __device__ double over_threads(double value, double (&table)[kTogether][kChannels]) {
   table[threadIdx.y][threadIdx.x] = value;
@@ -28,7 +30,7 @@ __device__ double over_threads(double value, double (&table)[kTogether][kChannel
 
 __global__ void sum_tiles(int64_t rows, int64_t per_tile, int64_t channels, const float* values, double* sums) {
   __shared__ double table[kTogether][kChannels];
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kChannels + threadIdx.x, first = blockIdx.x * per_tile;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kChannels + threadIdx.x, first = blockIdx.y * per_tile;
   const int64_t end = first + per_tile < rows ? first + per_tile : rows;
   double total = 0.0;
   if (channel < channels)
@@ -38,7 +40,7 @@ __global__ void sum_tiles(int64_t rows, int64_t per_tile, int64_t channels, cons
       total += static_cast<double>(sum);
     }
   total = over_threads(total, table);
-  if (threadIdx.y == 0 && channel < channels) sums[blockIdx.x * channels + channel] = total;
+  if (threadIdx.y == 0 && channel < channels) sums[blockIdx.y * channels + channel] = total;
 }
 
 __global__ void add_sums(int64_t tiles, int64_t channels, const double* tile_sums, float* sums) {
@@ -55,7 +57,7 @@ __global__ void add_sums(int64_t tiles, int64_t channels, const double* tile_sum
 __global__ void tile_moments(int64_t rows, int64_t per_tile, int64_t channels, const float* values, double* means,
                              double* squares) {
   __shared__ double table[kTogether][kChannels];
-  const int64_t channel = static_cast<int64_t>(blockIdx.y) * kChannels + threadIdx.x, first = blockIdx.x * per_tile;
+  const int64_t channel = static_cast<int64_t>(blockIdx.x) * kChannels + threadIdx.x, first = blockIdx.y * per_tile;
   const int64_t end = first + per_tile < rows ? first + per_tile : rows;
   double total = 0.0, total_squares = 0.0;
   float shift = 0.0f;
@@ -76,8 +78,8 @@ __global__ void tile_moments(int64_t rows, int64_t per_tile, int64_t channels, c
   total_squares = over_threads(total_squares, table);
   if (threadIdx.y != 0 || channel >= channels) return;
   const double n = static_cast<double>(end - first), rest = total_squares - total * total / n;
-  means[blockIdx.x * channels + channel] = static_cast<double>(shift) + total / n;
-  squares[blockIdx.x * channels + channel] = rest < 0.0 ? 0.0 : rest;
+  means[blockIdx.y * channels + channel] = static_cast<double>(shift) + total / n;
+  squares[blockIdx.y * channels + channel] = rest < 0.0 ? 0.0 : rest;
 }
 
 __global__ void merge_moments(int64_t rows, int64_t per_tile, int64_t channels, const double* means,
@@ -106,13 +108,13 @@ __global__ void merge_moments(int64_t rows, int64_t per_tile, int64_t channels, 
 }
 
 dim3 tile_grid(int64_t rows, int64_t per_tile, int64_t channels) {
-  return dim3(static_cast<unsigned>((rows + per_tile - 1) / per_tile),
-              static_cast<unsigned>((channels + kChannels - 1) / kChannels));
+  return dim3(static_cast<unsigned>((channels + kChannels - 1) / kChannels),
+              static_cast<unsigned>((rows + per_tile - 1) / per_tile));
 }
 
 double* tile_scratch(const dim3& grid, int64_t channels, int arrays) {
   return static_cast<double*>(device_scratch(
-      kSlotTiles, sizeof(double) * grid.x * static_cast<size_t>(channels) * static_cast<size_t>(arrays)));
+      kSlotTiles, sizeof(double) * grid.y * static_cast<size_t>(channels) * static_cast<size_t>(arrays)));
 }
 
 }  // namespace
@@ -123,7 +125,7 @@ void sum_channels(int64_t rows, int64_t channels, const float* values, float* su
   const dim3 grid = tile_grid(rows, per_tile, channels), block(kChannels, kTogether);
   double* tiles = tile_scratch(grid, channels, 1);
   launch(sum_tiles, grid, block, 0, rows, per_tile, channels, values, tiles);
-  launch(add_sums, grid.y, block, 0, int64_t{grid.x}, channels, tiles, sums);
+  launch(add_sums, grid.x, block, 0, int64_t{grid.y}, channels, tiles, sums);
 }
 
 void merge_tile_moments(int64_t rows, int64_t rows_per_tile, int64_t channels, const double* means,
@@ -136,7 +138,7 @@ void channel_moments(int64_t rows, int64_t channels, const float* values, double
   const int64_t per_tile = rows_per_tile(rows, channels);
   const dim3 grid = tile_grid(rows, per_tile, channels);
   double* means = tile_scratch(grid, channels, 2);
-  double* squares = means + grid.x * channels;
+  double* squares = means + grid.y * channels;
   launch(tile_moments, grid, dim3(kChannels, kTogether), 0, rows, per_tile, channels, values, means, squares);
   merge_tile_moments(rows, per_tile, channels, means, squares, mean, m2);
 }

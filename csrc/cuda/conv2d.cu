@@ -26,8 +26,11 @@ void require_fits(const Conv2dShape& g) {
     throw std::runtime_error("conv2d: sizes of 2^30 pixels or more, expected fewer on a CUDA device");
 }
 
-/// Groups so small that a product's tile would be mostly empty.
-bool has_small_groups(const Conv2dShape& g) { return g.groups > 1 && (g.group_c() < 8 || g.group_k() < 8); }
+/// Groups so small that a product's tile would be mostly empty; filters with more weights than a grid has rows are left
+/// to products.
+bool has_small_groups(const Conv2dShape& g) {
+  return g.groups > 1 && (g.group_c() < 8 || g.group_k() < 8) && g.r * g.s * g.group_c() < 65536;
+}
 
 int64_t filter_count(const Conv2dShape& g) { return g.r * g.s * g.group_c() * g.k; }
 

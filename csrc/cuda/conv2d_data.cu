@@ -3,6 +3,6 @@
 
 namespace medmpi::cuda {
 
-void conv2d_data_product(Product& p) { run_product<false>(p, nullptr, nullptr); }
+void conv2d_data_product(const Product& p) { run_product<false>(p, nullptr, nullptr); }
 
 }  // namespace medmpi::cuda

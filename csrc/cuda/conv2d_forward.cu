@@ -3,6 +3,6 @@
 
 namespace medmpi::cuda {
 
-void conv2d_forward_product(Product& p, double* mean, double* m2) { run_product<true>(p, mean, m2); }
+void conv2d_forward_product(const Product& p, double* mean, double* m2) { run_product<true>(p, mean, m2); }
 
 }  // namespace medmpi::cuda

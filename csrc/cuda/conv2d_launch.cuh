@@ -82,7 +82,7 @@ void with_instance(TileChoice choice, const Access& access, Run run) {
 }
 
 template <bool Forward>
-void run_product(Product& p, double* mean, double* m2) {
+void run_product(Product p, double* mean, double* m2) {
   int64_t rows = 0, depth = 0;
   for (int i = 0; i < p.lattices; ++i) {
     rows = std::max<int64_t>(rows, p.lattice[i].rows);

@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(T::kThreads) add_pixel_parts(const __grid_cons
   finish_tile<T>(p.finish, lattice, task.group, task.tile_m, task.tile_n, sum, reinterpret_cast<float*>(bytes));
 }
 
-/// Runs the product; fills in finish.by_fours, splits and parts. `mean` and `m2`, or null, receive the moments.
-void conv2d_forward_product(Product& p, double* mean, double* m2);
-void conv2d_data_product(Product& p);
+/// Runs the product, with float32 operands; finish.by_fours, splits and parts are its own affair. `mean` and `m2`, or
+/// null, receive the moments.
+void conv2d_forward_product(const Product& p, double* mean, double* m2);
+void conv2d_data_product(const Product& p);
 
 }  // namespace medmpi::cuda

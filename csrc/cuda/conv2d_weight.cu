@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(T::kThreads) add_weight_parts(const __grid_con
 
 }  // namespace
 
-void conv2d_weight_product(WeightProduct& p) {
+void conv2d_weight_product(WeightProduct p) {
   const int64_t channels = p.source.channels.divisor;
   const Access access = access_to(p.source.data, p.source.pixel, channels, p.dy, p.pixel, p.channels,
                                   p.lattice.depth / channels * tiles_over(p.channels, 256));

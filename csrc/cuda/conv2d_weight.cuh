@@ -16,7 +16,7 @@ struct WeightProduct {
   float* parts;  // (blocks, splits) tiles where the depth is split
 };
 
-/// Runs the product; fills in splits, by_fours and parts.
-void conv2d_weight_product(WeightProduct& p);
+/// Runs the product, with float32 operands; splits, by_fours and parts are its own affair.
+void conv2d_weight_product(WeightProduct p);
 
 }  // namespace medmpi::cuda

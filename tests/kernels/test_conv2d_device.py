@@ -21,6 +21,7 @@ CASES = [
     (1, 11, 9, 8, 1, 1, 40, 2, 0, 1, 1),
     (1, 13, 13, 8, 3, 3, 8, 3, ((0, 2), (2, 1)), 1, 1),
     (1, 23, 14, 12, 3, 3, 52, (2, 3), ((1, 0), (0, 2)), 1, 1),
+    (1, 10, 11, 24, 4, 5, 16, 3, 1, 1, 1),
     (1, 17, 15, 3, 7, 7, 20, 2, 3, 1, 1),
     (1, 12, 9, 5, 3, 3, 7, 1, 1, 2, 1),
     (1, 6, 5, 17, 3, 2, 33, (2, 1), ((1, 0), (0, 2)), (1, 2), 1),
@@ -98,7 +99,7 @@ def test_reals(case, precision):
     check(case, BOUNDS[precision], lambda rng, *shape: rng.standard_normal(shape, np.float32))
 
 
-@pytest.mark.parametrize("case", CASES[:13], ids=str)
+@pytest.mark.parametrize("case", CASES[:14], ids=str)
 def test_integers_are_exact(case):
     check(case, 0.0, lambda rng, *shape: rng.integers(-4, 5, shape).astype(np.float32))
 
@@ -106,7 +107,7 @@ def test_integers_are_exact(case):
 @pytest.mark.parametrize("tile", ["small", "medium", "large"])
 def test_every_tile(tile, precision, monkeypatch):
     monkeypatch.setenv("MEDMPI_CUDA_TILE", tile)
-    for case in (CASES[0], CASES[2], CASES[11]):
+    for case in (CASES[0], CASES[2], CASES[12]):
         check(case, BOUNDS[precision], lambda rng, *shape: rng.standard_normal(shape, np.float32))
 
 
