@@ -250,8 +250,8 @@ def test_ranks_pull_items_and_survive_a_kill(prepared):
     ]  # fmt: skip
     for rank in ranks:
         os.kill(rank, signal.SIGKILL)
-    process.wait(timeout=60)
-    again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    process.wait(timeout=400)
+    again = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=400, check=False)
     assert again.returncode == 0, again.stdout + again.stderr
     same_as_whole(prepared, "mpi")
 
@@ -276,7 +276,7 @@ def test_array_jobs_do_the_open_items_without_mpi(prepared, tmp_path, scheduler)
     env["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{env['PYTHONPATH']}"
     words = ["submit", str(prepared / name), "--scheduler", scheduler, "--cores", "1", "--max-tasks", "3"]
     words += ["--items-per-task", "4", "--max-running", "2"]
-    first = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=120, check=False)
+    first = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=400, check=False)
     assert first.returncode == 0, first.stdout + first.stderr
     jobs = [json.loads(line) for line in state.read_text().splitlines()]
     arrays = jobs[:-1]
@@ -287,17 +287,17 @@ def test_array_jobs_do_the_open_items_without_mpi(prepared, tmp_path, scheduler)
     assert jobs[-1]["after"] == [job["id"] for job in arrays]
     assert jobs[-1]["codes"] == [3]  # a task was killed: it says so
     assert main(["status", str(prepared / name)]) in (3, 85)
-    second = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=120, check=False)
+    second = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=400, check=False)
     assert second.returncode == 0, second.stdout + second.stderr
     jobs = [json.loads(line) for line in state.read_text().splitlines()][len(jobs) :]
     assert [job["tasks"] for job in jobs if "after" not in job] == [1]
     assert main(["status", str(prepared / name)]) == 0
     same_as_whole(prepared, name)
-    third = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=60, check=False)
+    third = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=400, check=False)
     assert "nothing to submit" in third.stdout
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_real_slurm_runs_the_arrays(prepared, slurm):  # noqa: F811
     """Slurm's own daemons do the arrays, then the stitching; of a damaged run they do what is missing alone."""
     name, heatmaps = "real", prepared / "real" / "heatmaps"
@@ -307,11 +307,11 @@ def test_a_real_slurm_runs_the_arrays(prepared, slurm):  # noqa: F811
     words += ["--max-tasks", "3", "--items-per-task", "4"]
     for missing in (items, 2):
         before = {p: p.stat().st_mtime_ns for p in (prepared / name / "results").rglob("*.safetensors")}
-        done = subprocess.run(command(*words), env=slurm, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command(*words), env=slurm, capture_output=True, text=True, timeout=400, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         tasks = -(-missing // 4)
         assert f"submitted {-(-tasks // 3)} array jobs" in done.stdout
-        over = until(lambda: not told(slurm, "squeue", "-h"), 240)
+        over = until(lambda: not told(slurm, "squeue", "-h"), 300)
         logs = "".join(p.read_text() for p in (prepared / name / "logs").glob("*.out"))
         assert over, told(slurm, "squeue") + logs
         assert len(list(heatmaps.glob("*.heatmap.h5"))) == 2, logs
@@ -329,7 +329,7 @@ def test_a_refused_array_stops_the_submission(prepared, tmp_path):
     bin_folder, _ = install(tmp_path, "slurm", limit=2, kill=set())
     env = environment(PATH=f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     words = command("submit", str(prepared / "refused"), "--scheduler", "slurm")
-    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=400, check=False)
     assert done.returncode == 1
     assert "Invalid job array specification" in done.stderr
 

@@ -223,7 +223,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, limit):
     )
     words = ["prepare", str(tmp_path / "a.tif"), "--out", str(tmp_path / "stores")]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(limit), *words], capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-c", code, str(limit), *words], capture_output=True, text=True, timeout=400, check=False,
         cwd=Path(__file__).resolve().parents[2],
     )  # fmt: skip
     assert done.returncode in (1, 3), done.stderr
