@@ -170,6 +170,11 @@ def test_auc_with_ties(cases):
     assert math.isnan(found.low) or 0 <= found.low <= found.value <= found.high <= 1
 
 
+def test_auc_of_what_is_no_number():
+    with pytest.raises(ValueError, match="1 scores are not finite"):
+        auc_interval(np.array([True, False]), np.array([0.5, np.nan]))
+
+
 @pytest.mark.parametrize("line", ["nan,1,2", "0.5,inf,2", "1.2,3,4", "-0.1,3,4", "0.5,3", "a,b,c", "0.5;3;4"])
 def test_what_is_no_detection_is_named_by_its_line(tmp_path, line):
     (tmp_path / "a.csv").write_text(f"0.25,1,2\n{line}\n")
