@@ -87,7 +87,8 @@ class Auc:
 
 
 def auc_interval(positive: NDArray[np.bool_], score: Reals) -> Auc:
-    """ValueError where one class is missing or a score is no number. With one slide of a class its variance is unknown: the interval is NaN."""
+    """ValueError where one class is missing or a score is no number. With one slide of a class its variance is
+    unknown: the interval is NaN."""
     if not np.isfinite(score).all():
         raise ValueError(f"auc: {int((~np.isfinite(score)).sum())} scores are not finite, expected numbers")
     above, below = score[positive], score[~positive]
