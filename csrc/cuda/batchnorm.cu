@@ -10,7 +10,7 @@
 namespace medmpi::cuda {
 namespace {
 
-constexpr int64_t kReduceValues = 1 << 15, kReduceChunks = 512;
+constexpr int64_t kReduceValues = 1 << 14, kReduceChunks = 512;
 constexpr int64_t kApplyChunks = 65535;
 
 /// Values of a block that applies: large blocks where there is work for all, because each thread sets up its channels.

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 
 from medmpi import kernels
+from tests.kernels.staged import BACKENDS, emulated, on_backend
 
 
-@pytest.fixture(scope="module", params=[name for name in kernels.backends() if name.startswith("cpu")])
+@pytest.fixture(scope="module", params=BACKENDS)
 def backend(request):
-    """Runs the module's tests on this backend."""
-    before = kernels.backend()
-    kernels.use_backend(request.param)
-    yield request.param
-    kernels.use_backend(before)
+    """Runs the module's tests on this backend: host arrays, or with ``cuda`` copies of them on the device.
+
+    Where a module's ``LONG_WHEN_EMULATED`` is true ``cuda`` is left to real devices.
+    """
+    if request.param == "cuda" and getattr(request.module, "LONG_WHEN_EMULATED", False) and emulated():
+        pytest.skip("takes minutes on an emulated device")
+    with on_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture

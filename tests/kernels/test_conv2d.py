@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmpi import kernels
+from tests.kernels.staged import HOST_BACKENDS
 
 EPS = float(np.finfo(np.float32).eps)
 
 
-@pytest.fixture(autouse=True, scope="module", params=[name for name in kernels.backends() if name.startswith("cpu")])
+@pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
 def backend(request):
     before = kernels.backend()
     kernels.use_backend(request.param)

@@ -7,6 +7,7 @@ import pytest
 from test_conv2d import CASES, integers, poison
 
 from medmpi import kernels
+from tests.kernels.staged import HOST_BACKENDS
 
 MORE = [  # several bands of rows, bands that end within an image, tiles that reach over the edge
     (2, 70, 37, 16, 3, 3, 48, 1, 1, 1, 1),
@@ -20,7 +21,7 @@ MORE = [  # several bands of rows, bands that end within an image, tiles that re
 ]
 
 
-@pytest.fixture(autouse=True, scope="module", params=[name for name in kernels.backends() if name.startswith("cpu")])
+@pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
 def backend(request):
     before = kernels.backend()
     kernels.use_backend(request.param)

@@ -7,6 +7,8 @@ import pytest
 
 from medmpi import kernels as K
 
+LONG_WHEN_EMULATED = True
+
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 16, 48])
 @pytest.mark.parametrize(("size", "stride"), [(1, 2), (1, 3), (2, 2), (2, 3), (3, 3), (3, 4)])

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from medmpi import kernels
 
+LONG_WHEN_EMULATED = True
+
 Array = NDArray[np.float32]
 
 # n, h, w, c, filter, multiplier, stride, padding, dilation: full and partial vectors of channels, odd and even

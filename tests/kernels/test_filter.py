@@ -25,14 +25,6 @@ SHAPES = (
 )
 
 
-@pytest.fixture(params=[name for name in K.backends() if name.startswith("cpu")])
-def backend(request):
-    before = K.backend()
-    K.use_backend(request.param)
-    yield request.param
-    K.use_backend(before)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("shape", "axes"), SHAPES)
 def test_equals_scipy(backend, shape, axes, mode):

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from medmpi import kernels
 
+LONG_WHEN_EMULATED = True
+
 # the streamed path (M <= 4), tails of every tile, more than one block of depth, of rows and of columns
 SHAPES = [
     (1, 1, 1),

@@ -12,6 +12,8 @@ import pytest
 
 from medmpi import kernels as K
 
+LONG_WHEN_EMULATED = True
+
 onnx = pytest.importorskip("onnx", reason="the onnx package carries the node tests")
 numpy_helper = pytest.importorskip("onnx.numpy_helper")
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmpi import kernels
+from tests.kernels.staged import on_backend, runnable_backends
 
 IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
 
@@ -108,16 +109,12 @@ def test_any_matrix_stays_inside(seed, h, w, c):
     matrix = rng.uniform(-1, 1, (2, 2, 3)) * rng.choice([0.1, 1, 30, 1e6])
     guarded = np.full(x.size + 128, 0xA5, dtype=np.uint8)
     out = guarded[64:-64].reshape(x.shape)
-    before = kernels.backend()
-    try:
-        for name in [name for name in kernels.backends() if name.startswith("cpu")]:
-            kernels.use_backend(name)
+    for name in runnable_backends():
+        with on_backend(name):
             assert kernels.warp(x, matrix, out=out) is out
             assert np.array_equal(out, _reference(x, matrix, True))
             assert (guarded[:64] == 0xA5).all()
             assert (guarded[-64:] == 0xA5).all()
-    finally:
-        kernels.use_backend(before)
 
 
 def test_threads_do_not_matter(backend, rng, with_threads):
