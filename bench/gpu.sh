@@ -74,7 +74,7 @@ build() {
 }
 
 # the test modules that run on a device
-device_tests() { grep -l -E 'devices\(\)|missing_device' tests/*/test_*.py; }
+device_tests() { grep -l -E 'devices\(\)|missing_device|why_no_device' tests/*/test_*.py; }
 
 sanitize() {
   compute-sanitizer --tool "$1" --error-exitcode 9 "$PYTHON" -m pytest -q -x --no-header -p no:cacheprovider $(device_tests)
@@ -91,6 +91,7 @@ for wanted in $steps; do
     build) step build bash -c build ;;
     test)
       step test bash -c '"$PYTHON" -m pytest -q --no-header --maxfail=20 --durations=5 $(device_tests)'
+      step tables "$PYTHON" -m pytest -q --no-header --maxfail=20 --durations=5 tests/kernels -k cuda
       ;;
     sanitize)
       if command -v compute-sanitizer >/dev/null; then
