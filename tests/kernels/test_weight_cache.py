@@ -10,6 +10,8 @@ import pytest
 from medmpi import kernels as K
 from tests.kernels.staged import HOST_BACKENDS
 
+LONG_WHEN_EMULATED = True
+
 # channels, outputs, filter, stride, padding, groups, algorithm
 LAYERS = [
     (64, 96, 3, 1, 1, 1, "winograd"),
