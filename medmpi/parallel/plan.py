@@ -78,12 +78,13 @@ class Network:
         """A message to a neighbour in the same node (stages of a replica are neighbours)."""
         return self.latency + size / self.bandwidth
 
-    def meet(self, ranks: int) -> float:
-        """A sum of a few numbers over so many ranks."""
+    def meet(self, ranks: int, inside: float | None = None) -> float:
+        """A sum of a few numbers over so many ranks; ``inside`` is what it takes in a node, where that is known."""
         if ranks == 1:
             return 0.0
         nodes = -(-ranks // self.node_size)
-        return self.meeting + 2 * ceil(log2(nodes)) * self.far_latency if nodes > 1 else self.meeting
+        seconds = self.meeting if inside is None else inside
+        return seconds + 2 * ceil(log2(nodes)) * self.far_latency if nodes > 1 else seconds
 
     def sum(self, size: float, ranks: int) -> float:
         """A sum of gradients over so many ranks: in shared memory, then a ring between nodes."""
@@ -103,16 +104,23 @@ class Machine:
     ``crowding``: how many times slower a pass is than alone; ``update``: seconds per byte of parameters to update what
     so many ranks share; ``overhead``: seconds of a step beside passes, sums and update. ``staged``: how many times
     slower the passes of a stage are, without and with micro-batches that meet: memory is not planned there.
+    ``meeting``: seconds of a merge of statistics within a pass, with the wait for whoever is late; empty where that was
+    not measured.
     """
 
     crowding: tuple[float, ...]
     overhead: float
     update: tuple[float, ...]
     staged: tuple[float, float] = (1.0, 1.0)
+    meeting: tuple[float, ...] = ()
 
     def slowdown(self, busy: float) -> float:
         """How much slower a pass is with so many busy ranks in a node."""
         return _entry(self.crowding, busy)
+
+    def joining(self, ranks: float) -> float | None:
+        """Seconds in which so many ranks of a node merge statistics; None where that was not measured."""
+        return _entry(self.meeting, ranks) if self.meeting else None
 
     def updating(self, size: float, replicas: int) -> float:
         """Seconds to update parameters of ``size`` bytes that so many ranks of a node hold together."""
@@ -177,7 +185,7 @@ def predict(
     parts = [list(costs[a:b]) for a, b in pairwise([0, *cuts, len(costs)])]
     joint = whole_batch and any(c.meets for c in costs)
     together = (joint and pieces > 1) or schedule == "gpipe"
-    meet = network.meet(replicas) if joint else 0.0
+    meet = network.meet(replicas, machine.joining(min(replicas, network.node_size))) if joint else 0.0
     slow = machine.slowdown(min(_at_once(shape, joint), network.node_size))
     if stages > 1:
         slow *= machine.staged[joint and pieces > 1]

@@ -65,15 +65,16 @@ class _Crowd:
     def __init__(self, model: nn.Graph, world: World, busy: int, whole_batch: bool) -> None:
         self.busy, self._inside = busy, world.local_rank < busy
         self._part = world.split(world.node if self._inside else world.nodes)
-        statistics = parallel.RankStatistics(self._part) if whole_batch and busy > 1 else None
-        self._context = nn.Context(statistics=statistics)
+        joint = whole_batch and busy > 1 and any(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes)
+        self._statistics = parallel.RankStatistics(self._part) if joint else None
         self._parameters = nn.Parameters(model, allocate=self._part.allocate if self._inside else None)
         optimizer = nn.SGD(self._parameters, lr=1e-6, momentum=0.9)
         self._update = parallel.NodeUpdate(self._parameters, optimizer, self._part, active=self._inside)
 
-    def compute(self, work: Pass) -> float:
-        """Seconds of a pass; 0 on a rank that only watches."""
-        return sum(work(self._context)) if self._inside else 0.0
+    def compute(self, work: Pass, *, joint: bool = False) -> float:
+        """Seconds of a pass, of each on its own or with statistics of all; 0 on a rank that only watches."""
+        context = nn.Context(statistics=self._statistics if joint else None)
+        return sum(work(context)) if self._inside else 0.0
 
     def update(self) -> float:
         """Seconds of what a step does with the parameters."""
@@ -90,23 +91,32 @@ class _Crowd:
 
 
 class Pace:
-    """How fast a node's ranks are now, relative to when this object was made. All methods are collective."""
+    """How fast a node's ranks are now, relative to when this object was made. All methods are collective.
 
-    def __init__(self, model: nn.Graph, image: tuple[int, int, int], n: int, world: World, whole_batch: bool) -> None:
-        self._world, self._pass = world, Pass(model, image, n)
+    Told by passes of a few images; what stages cost besides is measured with ``most`` images.
+    """
+
+    def __init__(
+        self, model: nn.Graph, image: tuple[int, int, int], most: int, world: World, whole_batch: bool
+    ) -> None:
+        self._world, self._pass = world, Pass(model, image, min(_REFERENCE, most))
         doubled = {2**k for k in range(12) if 2**k < world.local_size}
         self.counts = sorted({1, *doubled, world.local_size})
         self._crowds = {busy: _Crowd(model, world, busy, whole_batch) for busy in self.counts}
         self._standard = dict.fromkeys(self.counts, 1.0)
         times: dict[int, list[float]] = {busy: [] for busy in self.counts}
+        joint: dict[int, list[float]] = {busy: [] for busy in self.counts}
         updates: dict[int, list[float]] = {busy: [] for busy in self.counts}
-        self._staged = self._of_stages(model, image, n, whole_batch)
+        self._staged = self._of_stages(model, image, most, whole_batch)
         for turn in range(_ROUNDS + 1):  # in turns: they are compared with each other
             for busy, crowd in self._crowds.items():
                 times[busy] += self._slowest(lambda crowd=crowd: crowd.compute(self._pass))[: turn > 0]  # type: ignore[misc]
+                joint[busy] += self._slowest(lambda crowd=crowd: crowd.compute(self._pass, joint=True))[: turn > 0]  # type: ignore[misc]
                 updates[busy] += self._slowest(crowd.update)[: turn > 0]
         self._standard = {busy: usual(t) for busy, t in times.items()}
+        self._joint = {busy: max(usual(t) - self._standard[busy], 0.0) for busy, t in joint.items()}
         self._updates = {busy: usual(t) for busy, t in updates.items()}
+        self._meetings = 2 * sum(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes)
 
     def _of_stages(
         self, model: nn.Graph, image: tuple[int, int, int], n: int, whole_batch: bool
@@ -115,7 +125,7 @@ class Pace:
         world = self._world.split(self._world.rank)
         statistics = parallel.RankStatistics(world) if whole_batch else None
         loose = Pass(model, image, n, planned=False)
-        kinds = [(self._pass, None), (loose, None), (loose, statistics)]
+        kinds = [(Pass(model, image, n), None), (loose, None), (loose, statistics)]
         times: list[list[float]] = [[] for _ in kinds]
         for _ in range(_ROUNDS if self._world.rank == 0 else 0):
             for kind, (work, joined) in zip(times, kinds, strict=True):
@@ -134,11 +144,13 @@ class Pace:
         every = range(1, self._world.local_size + 1)
         slow = [max(1.0, self._standard[busy] / self._standard[1]) for busy in self.counts]
         update = [self._updates[busy] / max(parameter_bytes, 1) for busy in self.counts]
+        meeting = [self._joint[busy] / max(self._meetings, 1) for busy in self.counts]
         return Machine(
             tuple(float(np.interp(k, self.counts, slow)) for k in every),
             overhead,
             tuple(float(np.interp(k, self.counts, update)) for k in every),
             self._staged,
+            tuple(float(np.interp(k, self.counts, meeting)) for k in every),
         )
 
     def now(self, busy: int) -> float:
@@ -187,7 +199,7 @@ def survey(
     parameter_bytes = 4 * sum(
         prod(spec.shape) for node in model.nodes for spec in node.layer.parameter_specs().values()
     )
-    pace = Pace(model, image, min(_REFERENCE, sizes[-1]), world, whole_batch)
+    pace = Pace(model, image, sizes[-1], world, whole_batch)
     network = probe(world, parameter_bytes)
     tables, overhead = [], 0.0
     for n in sizes:
