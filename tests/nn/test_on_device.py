@@ -80,6 +80,20 @@ def test_training_on_the_device_is_that_on_the_host(case):
     np.testing.assert_allclose(device[4], host[4], atol=2e-3 * np.abs(host[4]).max())
 
 
+@pytest.mark.parametrize(("precision", "share"), [("tf32", 5e-4), ("bf16", 1e-2)])
+def test_losses_follow_those_of_float32(precision, share):
+    make, optimizer, loss = CASES["sgd"]
+    want = train(make(), optimizer, loss, "cpu")[0]
+    before = K.precision()
+    K.set_precision(precision)
+    try:
+        found = train(make(), optimizer, loss, "cuda")[0]
+    finally:
+        K.set_precision(before)
+    assert found != want
+    np.testing.assert_allclose(found, want, rtol=share)
+
+
 def test_files_and_states_go_to_either_side():
     graphs = {where: residual() for where in ("cpu", "cuda")}
     parameters = {where: nn.Parameters(graph, seed=len(where), device=where) for where, graph in graphs.items()}
