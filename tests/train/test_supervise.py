@@ -43,7 +43,7 @@ def strike(process, folder, number, rows):
     raise AssertionError("rank 1 was not found")
 
 
-FLAGS = ("--data=phantom:size=16,samples=96", "--epochs=12", "--timeout=6")
+FLAGS = ("--data=phantom:size=16,samples=96", "--epochs=8", "--timeout=6")
 
 
 @pytest.fixture(scope="module")
