@@ -6,6 +6,7 @@
 #include "cuda/conv2d_plan.h"
 #include "cuda/conv2d_product.cuh"
 #include "cuda/narrow.cuh"
+#include "cuda/parts.cuh"
 #include "ops/precision.h"
 
 namespace medmpi::cuda {
@@ -115,9 +116,11 @@ void run_product(Product p, double* mean, double* m2) {
                     static_cast<unsigned>(p.lattices * p.splits));
     launch(multiply_pixels<T, decltype(products), Forward, vector_a.value, vector_b.value>, grid, T::kThreads,
            T::kSharedBytes, p);
-    if (p.splits > 1)
-      launch(add_pixel_parts<T>, dim3(grid.x, grid.y, static_cast<unsigned>(p.lattices)), T::kThreads, T::kMomentBytes,
+    if (p.splits > 1) {
+      add_parts(p.parts, blocks, p.splits, T::kM * T::kN);
+      launch(finish_pixels<T>, dim3(grid.x, grid.y, static_cast<unsigned>(p.lattices)), T::kThreads, T::kMomentBytes,
              p);
+    }
     if (mean) merge_tile_moments(rows, T::kM, p.finish.pixel, p.finish.means, p.finish.squares, mean, m2);
   });
 }

@@ -60,15 +60,15 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) multiply_pixels(const
     finish_tile<T>(p.finish, lattice, task.group, task.tile_m, task.tile_n, sum, reinterpret_cast<float*>(bytes));
 }
 
-/// Adds the parts of a depth that was split, and finishes.
+/// Finishes the sums of the parts of a depth that was split.
 template <class T>
-__global__ void __launch_bounds__(T::kThreads) add_pixel_parts(const __grid_constant__ Product p) {
+__global__ void __launch_bounds__(T::kThreads) finish_pixels(const __grid_constant__ Product p) {
   SHARED_BYTES(bytes);
   const Task task(p, T::kN);
   const Lattice& lattice = p.lattice[task.lattice];
   if (task.tile_m * T::kM >= lattice.rows) return;
   Sums<T> sum;
-  add_parts<T>(p.parts, task.block * p.splits, p.splits, sum);
+  load_part<T>(sum, p.parts, task.block * p.splits);
   finish_tile<T>(p.finish, lattice, task.group, task.tile_m, task.tile_n, sum, reinterpret_cast<float*>(bytes));
 }
 

@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) multiply_weights(cons
 }
 
 template <class T>
-__global__ void __launch_bounds__(T::kThreads) add_weight_parts(const __grid_constant__ WeightProduct p) {
+__global__ void __launch_bounds__(T::kThreads) finish_weights(const __grid_constant__ WeightProduct p) {
   const int tiles_n = (p.channels + T::kN - 1) / T::kN, group = static_cast<int>(blockIdx.y);
   Sums<T> sum;
-  add_parts<T>(p.parts, (static_cast<int64_t>(group) * gridDim.x + blockIdx.x) * p.splits, p.splits, sum);
+  load_part<T>(sum, p.parts, (static_cast<int64_t>(group) * gridDim.x + blockIdx.x) * p.splits);
   add_to_weight<T>(p, group, static_cast<int>(blockIdx.x) / tiles_n, static_cast<int>(blockIdx.x) % tiles_n, sum);
 }
 
@@ -77,7 +77,10 @@ void conv2d_weight_product(WeightProduct p) {
                     static_cast<unsigned>(p.splits));
     launch(multiply_weights<T, decltype(products), vector_a.value, vector_b.value>, grid, T::kThreads, T::kSharedBytes,
            p);
-    if (p.splits > 1) launch(add_weight_parts<T>, dim3(grid.x, grid.y), T::kThreads, 0, p);
+    if (p.splits > 1) {
+      add_parts(p.parts, blocks, p.splits, T::kM * T::kN);
+      launch(finish_weights<T>, dim3(grid.x, grid.y), T::kThreads, 0, p);
+    }
   });
 }
 

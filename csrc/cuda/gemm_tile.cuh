@@ -169,24 +169,13 @@ __device__ __forceinline__ void store_part(Sums<T>& sum, float* parts, int64_t p
   });
 }
 
-/// sum = the parts [first, first + count) added in order.
 template <class T>
-__device__ __forceinline__ void add_parts(float* parts, int64_t first, int count, Sums<T>& sum) {
-  for (int i = 0; i < count; ++i) {
-    const float* from = part_of<T>(parts, first + i);
-    for_results<T>(sum, [&](int, int, float4& four) {
-      const float4 more = *reinterpret_cast<const float4*>(from);
-      if (i == 0) {
-        four = more;
-      } else {
-        four.x += more.x;
-        four.y += more.y;
-        four.z += more.z;
-        four.w += more.w;
-      }
-      from += 4 * T::kThreads;
-    });
-  }
+__device__ __forceinline__ void load_part(Sums<T>& sum, float* parts, int64_t part) {
+  const float* from = part_of<T>(parts, part);
+  for_results<T>(sum, [&](int, int, float4& four) {
+    four = *reinterpret_cast<const float4*>(from);
+    from += 4 * T::kThreads;
+  });
 }
 
 }  // namespace medmpi::cuda
