@@ -380,7 +380,9 @@ void bind_device_array(py::module_& m) {
       "device_view",
       [](const py::object& array) {
         py::object view;
-        if (!DeviceArray::view_of(array, "as_device_array: array", false, view)) return py::object(py::none());
+        // without a device here, the function that the array is given to says which argument is elsewhere
+        if (!device_ops() || !DeviceArray::view_of(array, "device_view: array", false, view))
+          return py::object(py::none());
         return view;
       },
       py::arg("array"));
