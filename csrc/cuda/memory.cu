@@ -73,6 +73,9 @@ class Pool {
   }
 
   void give(Block block, Stream stream) {
+#ifdef MEDMPI_CUDA_EMULATED
+    emulate::poison(block.data, block.size);
+#endif
     const std::lock_guard<std::mutex> lock(mutex_);
     now_.in_use -= block.size;
     free_[stream][block.size].push_back(block.data);

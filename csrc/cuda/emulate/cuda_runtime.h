@@ -184,6 +184,8 @@ cudaError_t enqueue_kernel(const void* kernel, dim3 grid, dim3 block, size_t sha
 /// Whether a kernel may be given this pointer: null, device or page-locked host memory.
 bool kernel_may_use(const void* p);
 cudaError_t refuse_pointer(int argument);
+/// Makes device memory that nobody needs any longer NaN, as fresh memory is.
+void poison(void* p, size_t bytes);
 void copy_to_symbol(void* symbol, const void* from, size_t bytes, size_t offset, cudaStream_t stream);
 
 template <typename... Parameters, typename... Arguments>

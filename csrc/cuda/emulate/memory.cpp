@@ -144,6 +144,11 @@ bool is_device(const void* p) {
   return reserve && static_cast<const char*>(p) >= reserve && static_cast<const char*>(p) < reserve + kReserve;
 }
 
+void poison(void* p, size_t bytes) {
+  const Working open;
+  std::memset(p, 0xff, bytes);
+}
+
 bool kernel_may_use(const void* p) {
   if (!p || is_device(p)) return true;
   const std::lock_guard<std::recursive_mutex> guard(lock);
