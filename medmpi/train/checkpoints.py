@@ -19,6 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from medmpi.files import replacing
 from medmpi.nn import checkpoint as files
 from medmpi.train.failure import ERROR, Failure
 
@@ -107,25 +108,18 @@ class Checkpoints:
 
     def _point(self, name: str, step: int) -> None:
         """name.safetensors = the weights of a step: a hard link, or a copy where the file system has none."""
-        target, temporary = self.folder / f"{name}.safetensors", self.folder / f".{name}.{os.getpid()}.tmp"
-        source = self.weights_path(step)
+        target, source = self.folder / f"{name}.safetensors", self.weights_path(step)
         try:
-            temporary.unlink(missing_ok=True)
-            try:
-                os.link(source, temporary)
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
-                    raise
-                shutil.copyfile(source, temporary)
-                with temporary.open("rb+") as file:
-                    os.fsync(file.fileno())
-            # rename() of two links to one file would leave both, hence the test.
-            if target.exists() and os.path.samefile(temporary, target):
-                temporary.unlink()
-            else:
-                os.replace(temporary, target)
+            # Where both are links to one file already, renaming does nothing and the temporary name is removed.
+            with replacing(target) as temporary:
+                temporary.unlink(missing_ok=True)
+                try:
+                    os.link(source, temporary)
+                except OSError as error:
+                    if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS):
+                        raise
+                    shutil.copyfile(source, temporary)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise Failure(_no_room(target, source.stat().st_size, error)) from error
 
     def _prune(self) -> None:

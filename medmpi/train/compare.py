@@ -69,17 +69,20 @@ def read(folder: Path) -> Run:
 
 def _ranks(folder: Path) -> int:
     """Of the last start; runs that were resumed on other ranks count as the last."""
-    ranks = 1
+    path = folder / "log-rank0.jsonl"
+    ranks = 0
     try:
-        for line in (folder / "log-rank0.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 event = json.loads(line)
             except ValueError:  # a line that a kill cut short
                 continue
             if event.get("event") == "start":
-                ranks = int(event.get("ranks", ranks))
-    except OSError:
-        pass
+                ranks = int(event["ranks"])
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CompareError(f"{folder}: its number of ranks cannot be read from {path.name} ({error})") from None
+    if ranks < 1:
+        raise CompareError(f"{folder}: {path.name} does not say on how many ranks it ran")
     return ranks
 
 

@@ -43,7 +43,7 @@ _TASKS: dict[str, Task | None] = {"auto": None, "classification": "classificatio
 # Most images lack most classes: with a tiny smoothing the loss pays for predicting nothing but background.
 _SMOOTH = 1.0
 _EPOCHS, _MOST_EPOCHS = 8, 60
-_STEPS, _MANY, _UNET_WIDTH = 400, 640, 32  # of segmentation
+_STEPS, _MANY, _UNET_WIDTH = 250, 640, 32  # of segmentation
 _PARTS = 32  # of a batch, with --reproducible
 DEFAULT_LR = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3}
 

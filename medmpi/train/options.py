@@ -88,7 +88,7 @@ class Options:
     )
 
     epochs: int = _option(
-        0, "optimisation", "passes over the training split (0: 8, for segmentation as many as make 400 steps)", low=0
+        0, "optimisation", "passes over the training split (0: 8, for segmentation as many as make 250 steps)", low=0
     )
     max_steps: int | None = _option(None, "optimisation", "stop after this many steps in all", low=1)
     batch_size: int = _option(

@@ -53,5 +53,11 @@ def test_wrong_folders(runs, tmp_path, capsys):
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(CompareError, match="no finished epoch"):
         read(tmp_path)
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,2\n")
+    with pytest.raises(CompareError, match="number of ranks cannot be read"):
+        read(tmp_path)
+    (tmp_path / "log-rank0.jsonl").write_text('{"event": "done"}\n')
+    with pytest.raises(CompareError, match="does not say on how many ranks"):
+        read(tmp_path)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", str(runs / "one")])
