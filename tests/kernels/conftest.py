@@ -22,6 +22,14 @@ def backend(request):
 
 
 @pytest.fixture
+def host_backend(backend):
+    """Every backend for host arrays: for tests about what numpy and scipy alone have."""
+    if backend == "cuda":
+        pytest.skip("is about host arrays")
+    return backend
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(7)
 

@@ -77,7 +77,7 @@ def test_any_shape_equals_scipy(shape, sigma, mode, radius):
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float64])
-def test_dtypes_and_outputs(dtype):
+def test_dtypes_and_outputs(host_backend, dtype):
     x = np.random.default_rng(4).integers(0, 250, (40, 51)).astype(dtype)
     result = K.gaussian_filter(x, 2.0)
     assert result.dtype == dtype
@@ -86,7 +86,7 @@ def test_dtypes_and_outputs(dtype):
     np.testing.assert_array_equal(K.gaussian_filter(x, 2.0, output=np.float64), expected)
 
 
-def test_in_place_and_identity():
+def test_in_place_and_identity(host_backend):
     x = np.arange(100 * 100, dtype=np.float32).reshape(100, 100)
     expected = K.gaussian_filter(x, 1.0)
     assert K.gaussian_filter(x, 1.0, output=x) is x
@@ -217,7 +217,7 @@ def test_recursive_of_any_shape_stays_in_range(shape, sigma, mode):
         ({"sigma": 2, "radius": 3, "method": "recursive"}, "no radius"),
     ],
 )
-def test_errors(arguments, message):
+def test_errors(host_backend, arguments, message):
     with pytest.raises(ValueError, match=message):
         K.gaussian_filter(np.zeros((4, 5)), **arguments)
 

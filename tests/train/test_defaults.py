@@ -25,7 +25,7 @@ def test_optimizer_and_batch_size_go_by_the_task(task, flags, optimizer, batch_s
 @pytest.mark.parametrize(
     ("flags", "samples", "batch_size", "epochs", "width"),
     [
-        ((), 106, 8, 29, 32),
+        ((), 106, 8, 18, 32),
         ((), 1000, 16, 8, 32),
         ((), 3, 8, 60, 32),
         (("--epochs=5", "--batch-size=2", "--width=64"), 106, 2, 5, 64),
