@@ -170,8 +170,8 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
         if (p.bias) std::memcpy(start, p.bias + work.column, static_cast<size_t>(work.columns) * sizeof(float));
         work.start = d ? nullptr : start;
         work.b = weight + (q - g) * kPanel * p.c + s0 * kStep * width;
-        // weights that meet one block only come from memory
-        const bool more = plan.blocks == 1 && q + 1 < stop;
+        // weights that do not stay in the second-level cache are asked for before their panel's turn
+        const bool more = plan.panels * kPanel * p.c * 4 > kFewWeights && q + 1 < stop;
         const int64_t lines = more ? work.depth * kPanel / kLine : 0, depth_steps = s1 - s0;
         for (int64_t t = t0; t < t1; ++t, ++op) {
           work.a = plan.packed ? packed + (t - t0) * plan.tile_size : x + (pixel(t) - first) * p.in.pixel;

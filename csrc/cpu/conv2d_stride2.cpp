@@ -26,7 +26,7 @@ constexpr int64_t kPieceChannels = 64;        // input channels of weights made 
 constexpr int64_t kWeightBytes = 1536 << 10;  // of transformed weights that are kept
 constexpr int64_t kBlockBytes = 768 << 10;    // of a block's transformed tiles
 constexpr int64_t kLeastTiles = 40;           // of a block for which weights are made on the fly
-constexpr int64_t kLoneTiles = 16;            // for so few kept weights come from memory as fast as they are used
+constexpr int64_t kLoneTiles = 64;            // for so few kept weights come from memory as fast as they are used
 
 struct Problem {
   int64_t n, h, w, c, k, oh, ow;

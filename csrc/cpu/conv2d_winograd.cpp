@@ -273,7 +273,7 @@ void run(Problem& p) {
                              channels * lanes + kPadding);
     }
     cut.weight = all;
-    cut.lone = p.tiles <= 2 * kTilePixels && 2 * p.tiles >= kTilePixels;
+    cut.lone = p.tiles <= 5 * kTilePixels && 2 * p.tiles >= kTilePixels;
   }
 #pragma omp parallel for schedule(dynamic, 1)
   for (int64_t item = 0; item < count * parts; ++item) {
