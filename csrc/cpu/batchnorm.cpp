@@ -9,6 +9,7 @@
 
 #include "cpu/moments.h"
 #include "cpu/simd.h"
+#include "cpu/sizes.h"
 #include "cpu/threads.h"
 #include "ops/scratch.h"
 
@@ -55,9 +56,6 @@ void forwards(int64_t chunks, const Body& body) {
 }
 
 constexpr int64_t kAhead = 8;  // wide rows
-
-/// Whether an array comes from memory: two or three of them at a time are more than the hardware foresees.
-bool is_far(const RowCut& cut) { return cut.m * cut.c > 1 << 20; }
 
 /// Asks for `count` floats that are read or, with `Write`, written soon.
 template <int Write>
@@ -194,7 +192,7 @@ void reduce_rows(int64_t rows, int64_t w, int64_t stride, bool far, const float*
 template <Relu kMask>
 void reduce_as(const RowCut& cut, const float* dy, const float* x, const float* y, const float* gamma,
                const float* beta, const double* mean, const double* rstd, double* part) {
-  const bool far = is_far(cut);
+  const bool far = is_far(cut.m * cut.c);
   forwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
       alignas(64) float s[kWideRow], q[kWideRow];
@@ -246,7 +244,7 @@ struct Sums {
 template <Relu kMask, bool kResidual>
 void backward_apply_as(const RowCut& cut, const float* dy, const float* x, const float* y, const Sums& sums,
                        float* dresidual, float* dx) {
-  const bool far = is_far(cut);
+  const bool far = is_far(cut.m * cut.c);
   backwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
       // dx = scale dy + slope (x - shift) + add

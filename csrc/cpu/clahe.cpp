@@ -22,18 +22,9 @@ MEDMPI_INLINE int32_t rounded(float v) {
 template <typename T>
 constexpr int32_t kLevels = sizeof(T) == 1 ? 256 : 65536;
 
-struct Grid {
-  int64_t tile_h, tile_w;
-  explicit Grid(const ClaheShape& s) {
-    const bool even = s.h % s.rows == 0 && s.w % s.columns == 0;
-    tile_h = even ? s.h / s.rows : (s.h + s.rows - s.h % s.rows) / s.rows;
-    tile_w = even ? s.w / s.columns : (s.w + s.columns - s.w % s.columns) / s.columns;
-  }
-};
-
 /// Counts of a tile's levels. Several histograms take turns: equal neighbours do not wait for each other.
 template <typename T>
-inline int32_t* count_tile(const ClaheShape& s, const Grid& g, const T* x, int64_t row, int64_t column) {
+inline int32_t* count_tile(const ClaheShape& s, const ClaheGrid& g, const T* x, int64_t row, int64_t column) {
   constexpr int32_t kTurns = sizeof(T) == 1 ? 4 : 1;
   auto* counts = static_cast<int32_t*>(scratch(12, kTurns * kLevels<T> * sizeof(int32_t)));
   std::memset(counts, 0, kTurns * kLevels<T> * sizeof(int32_t));
@@ -75,7 +66,7 @@ inline void clip(const ClaheShape& s, int64_t area, int32_t* counts) {
 
 /// The new level of each level: its share of the tile's pixels at or below it.
 template <typename T>
-inline void fill_table(const ClaheShape& s, const Grid& g, const T* x, int64_t row, int64_t column, T* table) {
+inline void fill_table(const ClaheShape& s, const ClaheGrid& g, const T* x, int64_t row, int64_t column, T* table) {
   const int64_t area = g.tile_h * g.tile_w;
   int32_t* counts = count_tile(s, g, x, row, column);
   if (s.clip_limit > 0) clip<T>(s, area, counts);
@@ -110,8 +101,8 @@ inline int64_t run_end(int64_t i, int64_t size, int64_t tile, int64_t tiles) {
 
 /// Pixels [j0, j1) of rows [i0, i1), all between the same four tiles.
 template <typename T>
-inline void blend(const ClaheShape& s, const Grid& g, const T* x, const T* tables, int64_t i0, int64_t i1, int64_t j0,
-                  int64_t j1, const float* weight, T* y) {
+inline void blend(const ClaheShape& s, const ClaheGrid& g, const T* x, const T* tables, int64_t i0, int64_t i1,
+                  int64_t j0, int64_t j1, const float* weight, T* y) {
   const Between v = between(i0, g.tile_h, s.rows), u = between(j0, g.tile_w, s.columns);
   const T* table[4] = {
       tables + (v.low * s.columns + u.low) * kLevels<T>, tables + (v.low * s.columns + u.high) * kLevels<T>,
@@ -147,7 +138,7 @@ inline void blend(const ClaheShape& s, const Grid& g, const T* x, const T* table
 template <typename T>
 void equalize(const ClaheShape& s, const T* x, T* y) {
   constexpr int64_t kRows = 64;
-  const Grid g(s);
+  const ClaheGrid g(s);
   const int64_t tiles = s.rows * s.columns;
   auto* tables = static_cast<T*>(scratch(14, static_cast<size_t>(tiles * kLevels<T>) * sizeof(T)));
   auto* weight = static_cast<float*>(scratch(13, static_cast<size_t>(s.w) * sizeof(float)));

@@ -1,6 +1,7 @@
 #pragma once
 // What the depthwise convolutions walk over: rows of pixels, a vector of channels at a time.
 #include "cpu/simd.h"
+#include "cpu/sizes.h"
 
 namespace medmpi::MEDMPI_ISA {
 namespace {
@@ -42,10 +43,6 @@ MEDMPI_INLINE Row row_at(const float* image, int64_t row, int64_t rows, int64_t 
 }
 
 }  // namespace
-
-/// Whether an array is too large to stay in the caches, so that rows should be asked for ahead; that costs more than it
-/// gains where they do stay.
-constexpr bool is_far(int64_t values) { return values > 1 << 20; }
 
 /// Asks for `Count` floats in the order they lie, to be read or, with `Write`, written.
 template <int Count, int Write>

@@ -96,8 +96,7 @@ template <int Stride, int Columns>
 void tile(const Window<Stride>& x, const Ahead& ahead, int64_t count, const float* weight, int64_t tap,
           const float* bias, bool relu, int64_t pixel, float* y, float* below) {
   constexpr int width = inputs(Stride, Columns), height = Window<Stride>::kRows;
-  int64_t c = 0;
-  const auto vector = [&](auto channels) __attribute__((always_inline)) {
+  for_channels(count, [&](int64_t c, auto channels) __attribute__((always_inline)) {
     ahead.fetch<Stride, Columns, 1>(x, y, pixel, c);
     Vec sum[2][Columns], taps[9];
     const Vec start = bias ? channels.get(bias + c) : Vec{};
@@ -130,9 +129,7 @@ void tile(const Window<Stride>& x, const Ahead& ahead, int64_t count, const floa
         channels.put(out + j * pixel, sum[i][j]);
       }
     }
-  };
-  for (; c + kLanes <= count; c += kLanes) vector(Channels<true>{kLanes});
-  if (c < count) vector(Channels<false>{count - c});
+  });
 }
 
 /// sums[9][count], whose taps are `tap` apart, += the products of two rows of `Columns` dy with their inputs.
@@ -140,8 +137,7 @@ template <int Stride, int Columns>
 MEDMPI_INLINE void tile_weight(const Window<Stride>& x, const Ahead& ahead, int64_t count, const float* dy,
                                const float* below, int64_t pixel, int64_t tap, float* sums) {
   constexpr int width = inputs(Stride, Columns), height = Window<Stride>::kRows;
-  int64_t c = 0;
-  const auto vector = [&](auto channels) __attribute__((always_inline)) {
+  for_channels(count, [&](int64_t c, auto channels) __attribute__((always_inline)) {
     ahead.fetch<Stride, Columns, 0>(x, dy, pixel, c);
     Vec sum[9], out[2][Columns];
 #pragma GCC unroll 9
@@ -168,9 +164,7 @@ MEDMPI_INLINE void tile_weight(const Window<Stride>& x, const Ahead& ahead, int6
     }
 #pragma GCC unroll 9
     for (int t = 0; t < 9; ++t) channels.put(sums + t * tap + c, sum[t]);
-  };
-  for (; c + kLanes <= count; c += kLanes) vector(Channels<true>{kLanes});
-  if (c < count) vector(Channels<false>{count - c});
+  });
 }
 
 template <int Stride>

@@ -14,19 +14,10 @@ namespace {
 template <typename T>
 constexpr int kLevels = sizeof(T) == 1 ? 256 : 65536;
 
-struct Grid {
-  int64_t tile_h, tile_w;
-  explicit Grid(const ClaheShape& s) {
-    const bool even = s.h % s.rows == 0 && s.w % s.columns == 0;
-    tile_h = even ? s.h / s.rows : (s.h + s.rows - s.h % s.rows) / s.rows;
-    tile_w = even ? s.w / s.columns : (s.w + s.columns - s.w % s.columns) / s.columns;
-  }
-};
-
 /// Counts of one tile's levels, `counts` being zero.
 template <typename T>
-__device__ __forceinline__ void count_tile(const ClaheShape& s, const Grid& g, const T* x, int64_t row, int64_t column,
-                                           int* counts) {
+__device__ __forceinline__ void count_tile(const ClaheShape& s, const ClaheGrid& g, const T* x, int64_t row,
+                                           int64_t column, int* counts) {
   const auto area = g.tile_h * g.tile_w;
   for (int64_t p = threadIdx.x; p < area; p += kThreads) {
     const int64_t i = border_source(Border::mirror, row * g.tile_h + p / g.tile_w, s.h);
@@ -57,7 +48,8 @@ __device__ __forceinline__ void clip(double clip_limit, int64_t area, int* count
 
 /// The new level of each level: its share of the tile's pixels at or below it.
 template <typename T>
-__global__ void __launch_bounds__(kThreads) fill_tables(ClaheShape s, Grid g, const T* x, int* histograms, T* tables) {
+__global__ void __launch_bounds__(kThreads)
+    fill_tables(ClaheShape s, ClaheGrid g, const T* x, int* histograms, T* tables) {
   constexpr int n = kLevels<T>, kRun = n / static_cast<int>(kThreads);
   SHARED_ARRAY(int, small, [256]);
   SHARED_ARRAY(int, below, [kThreads]);
@@ -106,7 +98,7 @@ __device__ __forceinline__ float mix(float a, float b, float weight) {
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) blend_pixels(ClaheShape s, Grid g, const T* x, const T* tables, T* y) {
+__global__ void __launch_bounds__(kThreads) blend_pixels(ClaheShape s, ClaheGrid g, const T* x, const T* tables, T* y) {
   const int64_t size = s.h * s.w;
   for (int64_t at = first_of_grid(); at < s.n * size; at += size_of_grid()) {
     const int64_t image = at / size, i = (at - image * size) / s.w, j = at - image * size - i * s.w;
@@ -124,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) blend_pixels(ClaheShape s, Grid g, c
 template <typename T>
 void equalize(const ClaheShape& s, const T* x, T* y) {
   if (s.n * s.h * s.w <= 0) return;
-  const Grid g(s);
+  const ClaheGrid g(s);
   const auto cells = static_cast<size_t>(s.rows * s.columns * kLevels<T>);
   // as many images at a time as 256 MB of tables and histograms hold
   const size_t bytes = cells * (sizeof(T) == 1 ? sizeof(T) : sizeof(T) + sizeof(int));

@@ -11,6 +11,16 @@ struct ClaheShape {
   double clip_limit;
 };
 
+/// Size of a tile.
+struct ClaheGrid {
+  int64_t tile_h, tile_w;
+  explicit constexpr ClaheGrid(const ClaheShape& s) : tile_h(0), tile_w(0) {
+    const bool even = s.h % s.rows == 0 && s.w % s.columns == 0;
+    tile_h = even ? s.h / s.rows : (s.h + s.rows - s.h % s.rows) / s.rows;
+    tile_w = even ? s.w / s.columns : (s.w + s.columns - s.w % s.columns) / s.columns;
+  }
+};
+
 /// x and y are separate.
 struct ClaheOps {
   void (*u8)(const ClaheShape& s, const uint8_t* x, uint8_t* y);
