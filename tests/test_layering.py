@@ -26,7 +26,8 @@ ALLOWED = {
     "prepare": {"kernels", "data", "parallel", "train"},
     "infer": {"kernels", "nn", "models", "data", "parallel", "train"},
     "slide": {"kernels", "nn", "models", "data", "parallel"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "infer", "slide"},
+    "doctor": {"kernels", "parallel"},
+    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "infer", "slide", "doctor"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": ("medmpi.cli.submit", "write a batch script for Slurm, PBS or SGE and hand it in"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),
+    "doctor": ("medmpi.cli.doctor", "try what training needs on this machine; what to do about what is wrong"),
     "info": ("medmpi.cli.info", "version, kernels, MPI and threads of this machine"),
 }
 
