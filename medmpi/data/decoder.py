@@ -159,7 +159,9 @@ def decode(path: str, *, seconds: float | None = None) -> NDArray[Any]:
 def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_SPACE, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [_ADDRESS_SPACE, *(n for n in (soft, hard) if n != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in requests:
         path = json.loads(line)["path"]

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from . import codestream, decoder
 from .errors import DataError, MissingPackage, guarded
-from .medical import Header, MedicalImage
+from .medical import LARGEST_PIXELS, Header, MedicalImage
 
-LARGEST_PIXELS = 1 << 26  # of a frame: 67 million; a mammogram of 4800 x 6000 has 29
 _LARGEST_BYTES = 2 << 30  # of all frames, decoded
 _LARGEST_INFLATED = 256 << 20
 _DEFLATED = "1.2.840.10008.1.2.1.99"

@@ -86,11 +86,17 @@ def _table(root: Path, option: str) -> dict[str, str]:
     """File to group, from a CSV with columns file and group (or patient)."""
     path = root / option if not Path(option).is_absolute() and (root / option).exists() else Path(option)
     try:
-        with path.open(encoding="utf-8", newline="") as opened:
-            rows = list(csv.DictReader(opened))
+        with path.open(encoding="utf-8-sig", newline="") as opened:  # spreadsheets begin it with a mark
+            rows = [
+                {str(k).strip().lower(): str(v or "").strip() for k, v in r.items()} for r in csv.DictReader(opened)
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(path, f"the table of groups cannot be read ({error})", "give groups=FILE.csv") from None
-    column = next((c for c in ("group", "patient", "patient_id") if rows and c in rows[0]), None)
+    column = next((c for c in ("group", "patient", "patient_id", "patientid") if rows and c in rows[0]), None)
     if column is None or "file" not in rows[0]:
         raise DataError(path, "the table has no columns file and group", "name them so in its first line")
-    return {str(row["file"]): str(row[column]) for row in rows if row["file"] and row[column]}
+    found: dict[str, str] = {}
+    for row in rows:
+        if row["file"] and row[column] and found.setdefault(row["file"], row[column]) != row[column]:
+            raise DataError(path, f"{row['file']} has two groups", "keep one of its lines")
+    return found

@@ -51,7 +51,7 @@ class Hdf5Source:
 
     def _file(self, path: Path) -> Any:
         if path not in self._opened:
-            self._opened[path] = _open_file(path)
+            self._opened[path] = open_file(path)
         return self._opened[path]
 
     def read(self, positions: Ids) -> tuple[Images, Targets]:
@@ -102,7 +102,7 @@ def _open(path: str, files: list[Path], task: Task | None, bits: int) -> Opened:
     prefixes = {s: f"{s}_" for s in files_of} if files_of else {"train": ""}
     if "train" not in prefixes:
         raise DataError(path, f"there is no train split (found: {', '.join(prefixes)})", _EXPECTED)
-    first = _open_file(files_of.get("train", files)[0])
+    first = open_file(files_of.get("train", files)[0])
     targets = "masks" if prefixes["train"] + "masks" in first else "labels"
     found: Task = "segmentation" if targets == "masks" else "classification"
     if task is not None and task != found:
@@ -114,9 +114,9 @@ def _open(path: str, files: list[Path], task: Task | None, bits: int) -> Opened:
         values, groups = [], []
         here = files_of.get(split, files)
         for file in here:
-            opened = _open_file(file)
-            images = _dataset(file, opened, prefix + "images")
-            wanted = _dataset(file, opened, prefix + targets)
+            opened = open_file(file)
+            images = checked_dataset(file, opened, prefix + "images")
+            wanted = checked_dataset(file, opened, prefix + targets)
             _check_arrays(file, prefix, images, wanted, targets)
             shape = shape or images.shape[1:]
             if images.shape[1:] != shape:
@@ -145,7 +145,7 @@ def _splits(files: list[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     lost = None
     for file in files:
-        opened = _open_file(file)
+        opened = open_file(file)
         here = [s for s in SPLITS if f"{s}_images" in opened]
         lost = lost if here else file
         for split in here:
@@ -198,20 +198,22 @@ def _h5py() -> Any:
     return h5py
 
 
-def _open_file(path: Path) -> Any:
+def open_file(path: Path) -> Any:
+    """The file for reading; DataError where it is none."""
     try:
         return _h5py().File(path, "r")
     except OSError as error:
         raise DataError(path, f"it cannot be opened as HDF5 ({error})", "it may be truncated: " + _ADVICE) from None
 
 
-def _dataset(path: Path, opened: Any, name: str) -> Any:
-    """A data set all of whose bytes are there."""
+def checked_dataset(path: Path, opened: Any, name: str, kinds: str = "biu") -> Any:
+    """A data set of numbers of such kinds (numpy's letters), all of whose bytes are there."""
     if name not in opened:
         raise DataError(path, f"{name} is missing (found: {', '.join(sorted(opened)) or 'nothing'})", _EXPECTED)
     found = opened[name]
-    if not isinstance(found, _h5py().Dataset) or found.dtype.kind not in "biu":
-        raise DataError(path, f"{name} is not an array of whole numbers", _EXPECTED)
+    if not isinstance(found, _h5py().Dataset) or found.dtype.kind not in kinds:
+        wanted = "numbers" if "f" in kinds else "whole numbers"
+        raise DataError(path, f"{name} is not an array of {wanted}", _EXPECTED)
     if found.is_virtual:
         raise DataError(path, f"{name} is virtual: missing parts of it would be read as zeros", "copy it")
     if found.chunks is None:

@@ -17,6 +17,8 @@ from .errors import DataError
 
 Window: TypeAlias = tuple[float, float] | Literal["auto", "full", "bits"]
 _PERCENTILES = (0.5, 99.5)
+LARGEST_PIXELS = 1 << 26
+"""Of a frame that is read: 67 million; a mammogram of 4800 x 6000 has 29."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class Levels:
     """How values become grey levels.
 
     ``window`` "auto": the file's own window or table; without one, pixels of 8 bits stay as they are, PNG and TIFF use
-    the whole range of ``bits``, DICOM its smallest to largest value, NIfTI its 0.5 to 99.5 percentile over the volume.
+    the whole range of ``bits``, DICOM and arrays their smallest to largest value, NIfTI its 0.5 to 99.5
+    percentile over the volume.
     "full": smallest to largest value of the file. "bits": the whole range of the file's bits, so that a level means
     the same in every file. (centre, width): that window. ``nan`` "error" refuses NaN and infinities, "fill" takes them
     for the lowest value.
@@ -140,6 +143,9 @@ def _limits(image: MedicalImage, pixels: NDArray[Any], levels: Levels) -> tuple[
     if window == "bits" or (window == "auto" and (image.format == "picture" or image.bits == 8 or not image.grey)):
         if pixels.dtype.kind == "f":
             raise DataError(image.path, "it has floating-point pixels, which have no range of bits", "give ?window=C/W")
+        if not image.bits:
+            cause = "its values are scaled or without a range of bits, so window=bits says nothing of them"
+            raise DataError(image.path, cause, "give window auto, full or CENTRE/WIDTH")
         bits = min(levels.bits, 16) if image.format == "picture" and image.bits > 8 else image.bits
         low, high = (0, 2**bits - 1) if pixels.dtype.kind in "bu" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         if image.format == "picture" and pixels.size and not (pixels.min() >= low and pixels.max() <= high):

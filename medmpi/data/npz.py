@@ -6,21 +6,20 @@ memory before anything is allocated, and pickled objects are refused (they would
 
 from __future__ import annotations
 
-import math
 import zipfile
 import zlib
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import SPLITS, Task
 from .errors import DataError
+from .npy_member import DEFLATE_RATIO, read_member
 from .opened import Opened, Part, check_classes
 from .source import ArraySource, Images, memory_limit
 
 _EXPECTED = "expected train_images and train_labels (MedMNIST), or images and labels"
-_DEFLATE_RATIO = 1032  # The most that deflate can expand; a larger claim is a lie.
 
 
 def open_npz(path: str, *, task: Task | None) -> Opened:
@@ -71,7 +70,7 @@ def _read_archive(path: str) -> dict[str, NDArray[Any]]:
             budget = memory_limit()
             for name in sorted(wanted & members.keys()):
                 info = members[name]
-                if info.file_size > _DEFLATE_RATIO * (info.compress_size + 1):
+                if info.file_size > DEFLATE_RATIO * (info.compress_size + 1):
                     raise DataError(
                         path, f"{name} claims {info.file_size} bytes from {info.compress_size}", "do not use it"
                     )
@@ -79,7 +78,7 @@ def _read_archive(path: str) -> dict[str, NDArray[Any]]:
                 if budget < 0:
                     raise DataError(path, f"up to {name} it unpacks to more than half of the memory", "split the file")
                 with archive.open(info) as member:
-                    arrays[name] = _read_member(path, name, member, info.file_size)
+                    arrays[name] = read_member(path, name, member, info.file_size)
             if not arrays:
                 raise DataError(path, f"it holds {', '.join(sorted(members)) or 'no arrays'}", _EXPECTED)
     except FileNotFoundError:
@@ -87,32 +86,6 @@ def _read_archive(path: str) -> dict[str, NDArray[Any]]:
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         raise DataError(path, f"not a readable npz archive ({error})", "it may be truncated: fetch it again") from error
     return arrays
-
-
-def _read_member(path: str, name: str, member: IO[bytes], size: int) -> NDArray[Any]:
-    """One array, after its header has been held against the size of the member."""
-    formats = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        version = np.lib.format.read_magic(member)
-        if version not in formats:
-            raise ValueError(f"npy format version {version}")
-        shape, fortran, dtype = formats[version](member)
-    except ValueError as error:
-        raise DataError(path, f"the header of {name} is damaged ({error})", "write the file again") from error
-    if dtype.hasobject:
-        raise DataError(path, f"{name} holds pickled objects, which could run code", "save it as a numeric array")
-    declared = math.prod(shape) * dtype.itemsize
-    if declared != size - member.tell():
-        raise DataError(
-            path,
-            f"{name} declares {shape} {dtype}, {declared} bytes, but holds {size - member.tell()}",
-            "fetch it again",
-        )
-    data = member.read()
-    if len(data) != declared:
-        raise DataError(path, f"{name} ends after {len(data)} of {declared} bytes", "it is truncated: fetch it again")
-    flat = np.frombuffer(data, dtype=dtype)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 
 
 def _images(path: str, name: str, array: NDArray[Any]) -> Images:

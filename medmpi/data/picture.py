@@ -19,25 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .errors import DataError, MissingPackage
-from .medical import Header, MedicalImage
+from .errors import DataError, MissingPackage, guarded
+from .medical import LARGEST_PIXELS, Header, MedicalImage
 from .source import Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".ppm")
 _FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
-_LARGEST_PIXELS = 1 << 26  # 67 million; a mammogram of 4800 x 6000 has 29.
 _GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"})
 _DEEP = frozenset({"I", "I;16", "I;16B", "I;16L"})
 
 
 def read_picture_header(file: Path) -> Header:
     """Size (h, w) and kind of a picture, without decoding it."""
+    if (page := _unusual_tiff(file)) is not None:
+        return Header(page.shape, True)
     with _opened(file) as picture:
         return Header(picture.size[::-1], picture.mode in _GREY)
 
 
 def read_picture(file: Path) -> MedicalImage:
     """The picture as uint8 or uint16 (1, h, w, 1 or 3), or as float32 (TIFF); an alpha channel is dropped."""
+    if (page := _unusual_tiff(file)) is not None:
+        return MedicalImage(str(file), _read_page(file, page)[None, ..., None], "picture", 16)
     with _opened(file) as picture:
         _check_whole(file, picture.format or "")
         if picture.mode in ("RGB", "RGBA") and picture.format == "TIFF" and _tiff_bits(picture) == 16:
@@ -58,7 +61,9 @@ def read_picture(file: Path) -> MedicalImage:
 
 
 def read_picture_mask(file: Path) -> NDArray[np.int64]:
-    """The numbers of a mask (h, w): grey levels of 1 to 16 bits, or a palette's indices."""
+    """The numbers of a mask (h, w): grey levels of 1 to 32 bits, or a palette's indices."""
+    if (page := _unusual_tiff(file)) is not None and page.dtype.kind == "u":
+        return _read_page(file, page).astype(np.int64)
     with _opened(file) as picture:
         _check_whole(file, picture.format or "")
         if picture.mode not in _DEEP | {"1", "L", "P"}:
@@ -110,6 +115,42 @@ def _by_tifffile(file: Path, size: tuple[int, int]) -> NDArray[Any]:
     return np.ascontiguousarray(pixels[..., :3])
 
 
+def _unusual_tiff(file: Path) -> Any:
+    """tifffile's page where a TIFF holds grey fractions of 16 or 64 bits or numbers of 32 without a sign.
+
+    Pillow knows none of the first and takes the last for signed ones. None for any other file.
+    """
+    try:
+        with file.open("rb") as opened:
+            if opened.read(4) not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+                return None
+        import tifffile
+
+        with tifffile.TiffFile(file) as tiff:
+            page = tiff.pages[0]
+            odd = page.dtype in (np.float16, np.float64, np.uint32) and len(tiff.pages) == 1
+            return page if odd and len(page.shape) == 2 else None
+    except Exception:  # whatever it is, the usual reader says what is wrong with it
+        return None
+
+
+def _read_page(file: Path, page: Any) -> NDArray[Any]:
+    """The pixels of tifffile's page, float32 for fractions."""
+    h, w = page.shape
+    if h * w > LARGEST_PIXELS:
+        raise DataError(file, f"it claims {w}x{h} pixels", "cut it into smaller ones")
+    there = file.stat().st_size
+    if any(n <= 0 or at + n > there for at, n in zip(page.dataoffsets, page.databytecounts, strict=True)):
+        raise DataError(file, "parts of its pixels are missing: truncated", "fetch it again, or take it out")
+    if page.compression == 1 and sum(page.databytecounts) < h * w * page.dtype.itemsize:
+        raise DataError(file, "its pixels are fewer than it claims: truncated", "fetch it again, or take it out")
+    import tifffile
+
+    with np.errstate(over="ignore"):
+        pixels = guarded(file, "TIFF", "fetch it again, or take it out", lambda: tifffile.imread(file))
+        return np.asarray(pixels).astype(np.float32 if page.dtype.kind == "f" else np.uint32)
+
+
 def _spacing(picture: Image.Image) -> tuple[float, float] | None:
     """Millimetres from a PNG's or TIFF's resolution, unless it is that of a screen or printer."""
     dpi = picture.info.get("dpi")
@@ -152,7 +193,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     _quiet()
     try:
         with Image.open(file, formats=_FORMATS) as picture:
-            if picture.width * picture.height > _LARGEST_PIXELS:
+            if picture.width * picture.height > LARGEST_PIXELS:
                 raise DataError(file, f"it claims {picture.width}x{picture.height} pixels", "cut it into smaller ones")
             if getattr(picture, "n_frames", 1) > 1:
                 raise DataError(file, f"it holds {picture.n_frames} pictures", "expected one: split it")  # type: ignore[attr-defined]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import nifti, picture
+from . import array_file, nifti, picture
 from .dicom import read_dicom, read_dicom_header
 from .errors import DataError
 from .medical import Header, MedicalImage
 
-SUFFIXES = (*picture.SUFFIXES, ".dcm", ".dicom", ".ima", *nifti.SUFFIXES)
-"""Names that are taken for images when a folder is searched; files without a suffix are when they begin as DICOM."""
+SUFFIXES = (*picture.SUFFIXES, ".dcm", ".dicom", ".ima", *nifti.SUFFIXES, *array_file.SUFFIXES)
+"""Names that are taken for images when a folder is searched; files without a suffix are when they begin as one."""
+_BEGINNINGS = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")  # PNG, JPEG, TIFF
 
 
 def is_image_name(name: str) -> bool:
@@ -23,7 +24,7 @@ def is_image_name(name: str) -> bool:
 
 
 def is_image(file: Path) -> bool:
-    """By name, or as DICOM without a suffix (archives name files by numbers or UIDs)."""
+    """By name; without a suffix, by its first bytes (archives name DICOM files by numbers or UIDs)."""
     if file.name.startswith(".") or file.name == "DICOMDIR":
         return False
     if is_image_name(file.name):
@@ -32,7 +33,8 @@ def is_image(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
+            head = opened.read(132)
+            return head[128:] == b"DICM" or head.startswith(_BEGINNINGS)
     except OSError:
         return False
 
@@ -51,22 +53,27 @@ def read_header(file: Path, *, axis: int = 2) -> Header:
     kind = _format(file)
     if kind == "dicom":
         return read_dicom_header(file)
+    if kind == "array":
+        return array_file.read_array_header(file)
     return nifti.read_nifti_header(file, axis) if kind == "nifti" else picture.read_picture_header(file)
 
 
 def read_image(file: Path, *, axis: int = 2) -> MedicalImage:
-    """All frames of a DICOM, NIfTI, PNG, JPEG, TIFF or PGM file. DataError names the file and what is wrong."""
+    """All frames of a DICOM, NIfTI, PNG, JPEG, TIFF, PGM, npy, npz or HDF5 file. DataError names what is wrong."""
     kind = _format(file)
     if kind == "dicom":
         return read_dicom(file)
+    if kind == "array":
+        return array_file.read_array_file(file)
     return nifti.read_nifti(file, axis) if kind == "nifti" else picture.read_picture(file)
 
 
 def read_mask(file: Path, *, axis: int = 2) -> NDArray[np.int64]:
     """The numbers of a mask, int64 (frames, h, w); colours and fractions are refused."""
-    if _format(file) == "picture":
+    kind = _format(file)
+    if kind == "picture":
         return picture.read_picture_mask(file)[None]
-    image = read_image(file, axis=axis)
+    image = array_file.read_array_mask(file) if kind == "array" else read_image(file, axis=axis)
     if not image.grey:
         raise DataError(file, "a mask in colours", "expected grey levels")
     values: NDArray[Any] = image.pixels[..., 0]
@@ -91,5 +98,5 @@ def _format(file: Path) -> str:
     if name.endswith((".dcm", ".dicom", ".ima")) and head[:2] in (b"\x02\0", b"\x08\0"):
         return "dicom"  # without the preamble of Part 10
     if name.endswith((".dcm", ".dicom", ".ima")):
-        return "dicom" if not head.startswith((b"\x89PNG", b"\xff\xd8\xff", b"II*\0", b"MM\0*")) else "picture"
-    return "picture"
+        return "picture" if head.startswith(_BEGINNINGS) else "dicom"
+    return "array" if name.endswith(array_file.SUFFIXES) else "picture"

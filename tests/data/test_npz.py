@@ -216,7 +216,7 @@ def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
     np.savez_compressed(path, images=np.zeros((64, 1024, 1024), np.uint8), labels=np.arange(64) % 2)
     assert path.stat().st_size < 200_000
     monkeypatch.setattr("medmpi.data.npz.memory_limit", lambda: 32 << 20)
-    monkeypatch.setattr("medmpi.data.npz._read_member", lambda *a: pytest.fail("it was unpacked"))
+    monkeypatch.setattr("medmpi.data.npz.read_member", lambda *a: pytest.fail("it was unpacked"))
     with pytest.raises(DataError, match="half of the memory"):
         open_dataset(f"npz:{path}")
 
