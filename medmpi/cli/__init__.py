@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": ("medmpi.cli.evaluate", "scores of trained models on any split, alone and as an ensemble"),
     "submit": ("medmpi.cli.submit", "write a batch script for Slurm, PBS or SGE and hand it in"),
     "compare": ("medmpi.cli.compare", "runs beside each other: accuracy, time, speed-up"),
+    "reproduce": ("medmpi.cli.reproduce", "train a run folder's run again and compare"),
     "export": ("medmpi.cli.export", "write a trained model as ONNX"),
     "doctor": ("medmpi.cli.doctor", "try what training needs on this machine; what to do about what is wrong"),
     "info": ("medmpi.cli.info", "version, kernels, MPI and threads of this machine"),
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("-h", "--help"):
         print("usage: medmpi COMMAND [...]\n")
         for name, (_, text) in COMMANDS.items():
-            print(f"  {name:8} {text}")
+            print(f"  {name:9} {text}")
         print("\n'medmpi COMMAND --help' explains a command.")
         return 0 if words else 2
     if words[0] == "--version":

@@ -64,26 +64,29 @@ def read(folder: Path) -> Run:
     except (ValueError, OSError) as error:
         raise CompareError(f"{folder}: {error}") from None
     settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    return Run(folder.name or str(folder), settings, _ranks(folder), rows, test)
+    return Run(folder.name or str(folder), settings, last_start(folder)["ranks"], rows, test)
 
 
-def _ranks(folder: Path) -> int:
-    """Of the last start; runs that were resumed on other ranks count as the last."""
-    path = folder / "log-rank0.jsonl"
-    ranks = 0
+def last_start(folder: Path) -> dict[str, Any]:
+    """What rank 0 wrote of the last start; runs that were resumed on other ranks count as the last.
+
+    CompareError where that does not say on how many ranks it was.
+    """
+    path, found = folder / "log-rank0.jsonl", {}
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:  # a line that a kill cut short
-                continue
-            if event.get("event") == "start":
-                ranks = int(event["ranks"])
-    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
         raise CompareError(f"{folder}: its number of ranks cannot be read from {path.name} ({error})") from None
-    if ranks < 1:
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError:  # a line that a kill cut short
+            continue
+        if isinstance(event, dict) and event.get("event") == "start":
+            found = event
+    if not isinstance(found.get("ranks"), int) or found["ranks"] < 1:
         raise CompareError(f"{folder}: {path.name} does not say on how many ranks it ran")
-    return ranks
+    return found
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medmpi import __version__
+from medmpi import kernels as K
 from medmpi.files import write_whole
 from medmpi.train import folder as folders
 from medmpi.train.banner import banner
@@ -56,8 +57,9 @@ def run(options: Options, world: World) -> Outcome:
         for line in banner(job, world, folder):
             say(line)
         log.event(
-            "start", version=__version__, ranks=world.size, node=world.node, pid=os.getpid(), options=asdict(options)
-        )
+            "start", version=__version__, ranks=world.size, node=world.node, pid=os.getpid(), options=asdict(options),
+            kernels=K.backend(), folder=os.getcwd(),
+        )  # fmt: skip
         resumed = saver.restore() if options.resume else None
         if options.init is not None and resumed is None:
             lines, warning = initialise_from(options.init, job, world)
