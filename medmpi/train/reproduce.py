@@ -135,7 +135,7 @@ def _weights(first: Path, second: Path) -> tuple[str, bool | None]:
     """What two checkpoints' weights are to each other, and whether they differ; None: they are of other steps."""
     try:
         (a, about_a), (b, about_b) = (checkpoint.load(path) for path in (first, second))
-    except (OSError, ValueError) as error:
+    except (OSError, checkpoint.CheckpointError) as error:
         raise CompareError(str(error)) from None
     if about_a.get("step") != about_b.get("step"):
         return f"weights are of steps {about_a.get('step')} and {about_b.get('step')}, not compared", None
