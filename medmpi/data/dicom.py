@@ -293,6 +293,7 @@ def _read(file: Path) -> MedicalImage:
         pixels=pixels,
         format="dicom",
         bits=bits if pixels is stored and pixels.dtype.kind != "f" else 0,
+        limits=None if pixels is stored or stored.dtype.kind == "f" else _rescaled_limits(dataset, stored, bits),
         spacing=spacing,
         affine=affine,
         window=window,
@@ -318,6 +319,16 @@ def _modality(dataset: Any, pixels: NDArray[Any]) -> NDArray[Any]:
             if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
                 return (pixels.astype(np.int64) * int(slope) + int(intercept)).astype(dtype)
     return (pixels.astype(np.float64) * slope + intercept).astype(np.float32)
+
+
+def _rescaled_limits(dataset: Any, stored: NDArray[Any], bits: int) -> tuple[float, float] | None:
+    """Physical values of the smallest and the largest stored value; None behind a table."""
+    if "ModalityLUTSequence" in dataset:
+        return None
+    slope, intercept = (_number(dataset, n, d) for n, d in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)))
+    low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if stored.dtype.kind == "i" else (0, 2**bits - 1)
+    ends = low * slope + intercept, high * slope + intercept
+    return min(ends), max(ends)
 
 
 def _number(dataset: Any, name: str, missing: float) -> float:

@@ -40,7 +40,8 @@ class MedicalImage:
     """A decoded file.
 
     ``pixels`` (frames, h, w, c), c 1 or 3: physical values (the modality transformation is done), in the smallest dtype
-    that holds them: DICOM of 16 bits stays 16 bits. ``bits`` are the significant bits of a whole-numbered file.
+    that holds them: DICOM of 16 bits stays 16 bits. ``bits`` are the significant bits of a whole-numbered file;
+    ``limits`` are the physical values of the smallest and the largest that they can hold, where these were rescaled.
     ``spacing`` is (row, column) in mm. ``affine`` maps (column, row, frame, 1) to mm in RAS+ coordinates. ``window`` is
     the file's own (centre, width), ``table`` its own values-of-interest table (first input, levels 0..1).
     """
@@ -51,6 +52,7 @@ class MedicalImage:
     bits: int
     spacing: tuple[float, float] | None = None
     affine: NDArray[np.float64] | None = None
+    limits: tuple[float, float] | None = None
     window: tuple[float, float] | None = None
     table: tuple[float, NDArray[np.float64]] | None = None
     inverted: bool = False
@@ -143,6 +145,8 @@ def _limits(image: MedicalImage, pixels: NDArray[Any], levels: Levels) -> tuple[
     if window == "bits" or (window == "auto" and (image.format == "picture" or image.bits == 8 or not image.grey)):
         if pixels.dtype.kind == "f":
             raise DataError(image.path, "it has floating-point pixels, which have no range of bits", "give ?window=C/W")
+        if image.limits is not None:
+            return image.limits
         if not image.bits:
             cause = "its values are scaled or without a range of bits, so window=bits says nothing of them"
             raise DataError(image.path, cause, "give window auto, full or CENTRE/WIDTH")
@@ -150,7 +154,8 @@ def _limits(image: MedicalImage, pixels: NDArray[Any], levels: Levels) -> tuple[
         low, high = (0, 2**bits - 1) if pixels.dtype.kind in "bu" else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         if image.format == "picture" and pixels.size and not (pixels.min() >= low and pixels.max() <= high):
             outside = pixels.max() if pixels.max() > high else pixels.min()
-            raise DataError(image.path, f"its pixels reach {outside}, beyond {bits} bits", "give the right ?bits=")
+            advice = "give the right ?bits=" if bits < 16 else "give ?window=full or ?window=C/W"
+            raise DataError(image.path, f"its pixels reach {outside}, beyond {bits} bits", advice)
         return low, high
     name = str(window)
     if name not in image._found:

@@ -102,8 +102,10 @@ def write_labels(target: Path, slices: NDArray[np.uint8], *, like: Path, axis: i
     canonical = from_slices(slices, axis)
     back = nibabel.orientations.ornt_transform(nibabel.orientations.axcodes2ornt("RAS"), orientation)
     data = nibabel.orientations.apply_orientation(canonical, back)
-    if data.shape != tuple(source.shape[:3]):
-        raise ValueError(f"write_labels: slices make a volume {data.shape}, {like} is {source.shape[:3]}")
+    shape = tuple(source.shape)
+    if data.shape != _three(like, shape):
+        raise ValueError(f"write_labels: slices make a volume {data.shape}, {like} is {shape}")
+    data = data.reshape(shape[:3])  # a single slice may come without its third axis
     header = source.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_data_shape(data.shape)

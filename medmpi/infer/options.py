@@ -65,7 +65,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add("--checkpoint", choices=("best", "last"), default="best", help="of the run folder (best)")
     add(
         "--masks", default="auto", metavar="LIST",
-        help="of segmentation: png, nifti (the input's affine), seg (DICOM-SEG); auto is nifti for NIfTI, else png",
+        help="of segmentation: png, nifti (the input's affine), seg (of DICOM); auto is nifti for NIfTI, else png",
     )  # fmt: skip
     add(
         "--temperature", default="auto", metavar="T",

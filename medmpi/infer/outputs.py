@@ -98,6 +98,12 @@ def _dicom_seg(path: Path, image: MedicalImage, masks: Masks, classes: tuple[str
             device_serial_number="0",
             omit_empty_frames=False,
         )
+        wanted = len(masks) * (len(classes) - 1)
+        if int(made.NumberOfFrames) != wanted:  # highdicom leaves out frames of objects that are to have one
+            raise ValueError(f"its {len(masks)} frames are no multi-frame object of DICOM")
+        measures = made.SharedFunctionalGroupsSequence[0].get("PixelMeasuresSequence")
+        if measures and "SliceThickness" not in measures[0]:
+            measures[0].SliceThickness = None  # a plain picture has none; highdicom reads no measures without it
         out = io.BytesIO()
         made.save_as(out)
     except Exception as error:  # it asks for many elements, each in its way

@@ -71,6 +71,8 @@ class Processor:
             result["pixel_mm2"] = round(image.spacing[0] * image.spacing[1], 9)
         if masks:
             kinds = self.masks or (("nifti",) if image.format == "nifti" else ("png",))
+            if image.format != "dicom" and len(kinds) > 1:  # in a mixed folder only DICOM gets DICOM-SEG
+                kinds = tuple(kind for kind in kinds if kind != "seg")
             files: list[Path] = []
             for kind in kinds:
                 files += write_masks(

@@ -19,6 +19,7 @@ from medmpi.data.readers import name_of
 from medmpi.infer.process import state_of
 
 _SETTLED = 0.2  # seconds for which a watched file must not have changed
+_YOUNG = 2.0  # seconds after its last change within which a file that cannot be read may still be being written
 
 
 class Spool(Protocol):
@@ -32,6 +33,9 @@ class Spool(Protocol):
 
     def done(self, file: Path) -> None:
         """The result of a claimed image is written."""
+
+    def again(self, file: Path, name: str) -> bool:
+        """Gives back an image that cannot be read, if it may be so because it is not all there yet."""
 
     def waiting(self) -> int:
         """Images that nobody has claimed."""
@@ -80,6 +84,10 @@ class Incoming:
         else:
             file.unlink(missing_ok=True)
 
+    def again(self, file: Path, name: str) -> bool:
+        """Never: what is here was written under another name."""
+        return False
+
     def waiting(self) -> int:
         return len(self._oldest_first())
 
@@ -96,7 +104,8 @@ class Incoming:
 class Watched:
     """A folder of somebody else's: nothing in it is moved; a claim is a file of its own.
 
-    A file is taken once it has kept its size and time for a moment. One that changes later is another image.
+    A file is taken once it has kept its size and time for a moment, and again if it cannot be read and is that young.
+    One that changes later is another image.
     """
 
     def __init__(self, folder: Path, out: Path, answered: set[str]) -> None:
@@ -153,6 +162,14 @@ class Watched:
 
     def done(self, file: Path) -> None:
         """The claim stays, so that no other rank takes the image."""
+
+    def again(self, file: Path, name: str) -> bool:
+        state = state_of(file)
+        if not 0 <= time.time() - state[1] / 1e9 < _YOUNG:
+            return False
+        self._seen[file] = (state, time.monotonic() + _YOUNG - _SETTLED)
+        (self.claims / name).unlink(missing_ok=True)
+        return True
 
     def waiting(self) -> int:
         return self._waiting

@@ -105,6 +105,9 @@ def _loop(
         else:
             file, name, arrived = taken
             result = processor(file, name)
+            last = time.monotonic()
+            if "error" in result and spool.again(file, name):
+                continue
             finished = time.time()
             result |= {
                 "file": str(spool.home(file)),
@@ -115,12 +118,17 @@ def _loop(
             log.add(result)
             spool.done(file)
             mine.append(result)
-            last = time.monotonic()
         if world.rank == 0 and now - reported > _REPORT:
             reported = now
             if len(mine) > told:
                 _report(mine[told:], say)
                 told = len(mine)
+
+
+def _last_words(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without the errors of files that could be read when they had changed."""
+    good = {r["file"]: r["at"] for r in sorted(results, key=lambda r: float(r["at"])) if "error" not in r}
+    return [r for r in results if "error" not in r or good.get(r["file"], 0.0) < r["at"]]
 
 
 def _report(results: list[dict[str, Any]], say: Callable[[str], None]) -> None:
@@ -131,7 +139,7 @@ def _report(results: list[dict[str, Any]], say: Callable[[str], None]) -> None:
 
 
 def _finish(out: Path, predictor: Predictor, ranks: int, before: int, say: Callable[[str], None]) -> None:
-    results = list(read_results(out).values())
+    results = _last_words(list(read_results(out).values()))
     write_table(out, results, predictor.classes, segments=predictor.segments)
     bad = [r for r in results if "error" in r]
     times = latencies(results)

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from dicom_files import write_dicom
 from PIL import Image
 
 from medmpi.data import DataError, Levels, open_dataset, read_header, read_image, to_levels
@@ -136,3 +137,14 @@ def test_tables_of_groups_from_a_spreadsheet(tmp_path):
     table.write_text("\n".join(["file,patient", *rows, "a/0.png,P9"]))
     with pytest.raises(DataError, match="two groups"):
         open_dataset(f"folder:{tmp_path}?groups=who.csv")
+
+
+def test_the_range_of_rescaled_bits(tmp_path):
+    """Hounsfield units of 12 bits: their range is that of the bits, not none."""
+    pytest.importorskip("pydicom")
+    pixels = np.arange(0, 4096, 16, dtype=np.uint16).reshape(16, 16)
+    rescaled = {"RescaleSlope": 2, "RescaleIntercept": -1024}
+    image = read_image(write_dicom(tmp_path / "ct.dcm", pixels, bits=12, **rescaled))
+    assert image.limits == (-1024, 2 * 4095 - 1024)
+    plain = read_image(write_dicom(tmp_path / "plain.dcm", pixels, bits=12))
+    assert np.array_equal(to_levels(image, Levels("bits")), to_levels(plain, Levels("bits")))

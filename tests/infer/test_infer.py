@@ -145,6 +145,35 @@ def test_dicom_segmentation_object(segmenter, tmp_path, recwarn):
     assert not [w for w in recwarn if "Secret" in str(w.message)]
 
 
+def test_segmentation_objects_of_what_has_no_place_in_space(segmenter, tmp_path):
+    """A plain picture's object is read by highdicom; frames that DICOM-SEG cannot hold are an error, not lost."""
+    highdicom = pytest.importorskip("highdicom")
+    run, _ = segmenter
+    pixels = np.zeros((3, 40, 30), np.uint16)
+    pixels[:, 10:25, 8:20] = 3000
+    write_dicom(tmp_path / "in" / "one.dcm", pixels[0], bits=12, PixelSpacing=[0.5, 0.5])
+    write_dicom(tmp_path / "in" / "three.dcm", pixels, bits=12)
+    Image.fromarray(pixels[0]).save(tmp_path / "in" / "picture.png")
+    assert infer(run, tmp_path / "in", "--out", tmp_path / "out", "--masks=seg,png") == 3
+    errors = {Path(r["file"]).name: r["error"] for r in table(tmp_path / "out")}
+    assert not errors["one.dcm"] + errors["picture.png"]
+    assert "3 frames are no multi-frame object" in errors["three.dcm"]
+    found = highdicom.seg.segread(tmp_path / "out" / "masks" / "one.seg.dcm")
+    assert found.pixel_array.shape == (40, 30)
+    assert (tmp_path / "out" / "masks" / "picture.png").is_file()
+
+
+def test_a_volume_of_two_axes(segmenter, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    run, _ = segmenter
+    affine = np.diag([2.0, 3, 1, 1])
+    nibabel.save(nibabel.Nifti1Image(np.arange(600, dtype=np.int16).reshape(20, 30), affine), tmp_path / "two.nii")
+    assert infer(run, tmp_path / "two.nii", "--out", tmp_path / "out") == 0
+    found = nibabel.load(tmp_path / "out" / "masks" / "two.nii.gz")
+    assert found.shape == (20, 30)
+    assert np.array_equal(found.affine, affine)
+
+
 def test_images_that_make_no_sense(classifier, segmenter, tmp_path):
     pytest.importorskip("nibabel")
     Image.fromarray(np.array([[5]], np.uint8)).save(tmp_path / "one.png")

@@ -63,7 +63,7 @@ def test_watched_folder(classifier, tmp_path):
             for k in range(4):
                 file.write(whole[k * len(whole) // 4 : (k + 1) * len(whole) // 4])
                 file.flush()
-                time.sleep(0.05)
+                time.sleep(0.05 if k != 1 else 0.5)  # once for longer than a file that is whole rests
         (inbox / "broken.png").write_bytes(whole[:-9])
 
     if launch_module._guard is not None:
@@ -115,8 +115,15 @@ def test_a_claim_is_won_once(tmp_path):
     assert one.next() is None
     assert two.next() is None
     time.sleep(0.25)
-    assert one.next() is not None
+    taken = one.next()
+    assert taken is not None
     assert two.next() is None
+    assert one.again(*taken[:2]), "it is young"
+    assert one.waiting() == 0
+    assert one.next() is None, "it gets its time"
+    assert one.waiting() == 1
+    os.utime(inbox / "a.png", (1e9, 1e9))
+    assert not one.again(*taken[:2])
 
 
 def _listener(run, out, port, *flags):
