@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -212,10 +213,16 @@ def test_measure(classifier, tmp_path, capsys):
     run, _ = classifier
     assert infer(run, "--measure", "--images=20", "--limit-ms=1000", "--out", tmp_path) == 0
     said = capsys.readouterr().out
-    assert "images/s with 99 % within 1000 ms" in said
+    for arrivals in ("regular intervals", "random"):
+        assert re.search(rf"up to [\d.]+ images/s at {arrivals} with 99 % within 1000 ms", said)
     content = json.loads((tmp_path / "latency.json").read_text())
     assert content["image_ms"]["p50"] > 0
-    assert 1 <= len(content["rates"]) <= 6
+    assert {r["arrivals"] for r in content["rates"]} == {"regular", "random"}
+    for rate in content["rates"]:
+        assert rate["kept"] == (rate["late"] == 0), "of 40 images none may be late"
+        assert rate["kept"] == (rate["max"] <= 1000)
+    kept = [r["images_per_s"] for r in content["rates"] if r["kept"] and r["arrivals"] == "random"]
+    assert content["images_per_s_within_limit"]["random"] == max(kept)
     assert (tmp_path / "latency.png").stat().st_size > 1000
 
 
