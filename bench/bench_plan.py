@@ -15,8 +15,8 @@ from medmpi import kernels, models, parallel
 from medmpi.parallel import World
 from medmpi.parallel.plan import Prediction, shapes
 from medmpi.train.options import Options
-from medmpi.train.planning import Run, accuracies, accuracy, forecast, run_plan, table
-from medmpi.train.survey import survey
+from medmpi.train.planning import accuracies, accuracy, forecast, table, verify
+from medmpi.train.survey import UNDISTURBED, Survey, survey
 
 from .bench_train import Job
 
@@ -38,65 +38,66 @@ def main(options: argparse.Namespace) -> int:
     return launch(2, words, threads=1)
 
 
-def measured(job: Job, world: World, steps: int) -> tuple[list[Prediction], list[Run]]:
+def measured(job: Job, world: World, turns: int) -> tuple[list[Prediction], list[float], Survey]:
     """All shapes of a job, predicted and run."""
 
     def make() -> Any:
         return models.build(job.model, classes=job.classes, channels=job.channels, image_size=job.size).fuse()
 
     image, settings, model = (job.size, job.size, job.channels), Options(), make()
-    found = survey(model, image, job.batch, world)
+    found = survey(model, image, job.batch, world, settings, turns=2)
     every = [
         forecast(found, settings, job.batch, shape)
         for ranks in range(1, world.size + 1)
         for shape in shapes(ranks, job.batch, len(model), whole_batch=True)
         if shape[2] <= 4
     ]
-    runs = [run_plan(make, image, job.batch, settings, plan, world, found, steps) for plan in every]
-    found.pace.close()
-    return every, runs
+    every, runs = verify(make, image, job.batch, settings, every, world, found, turns)
+    found.close()
+    return every, runs, found
 
 
 def ranks_main() -> None:
     """What each rank does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
-    parser.add_argument("--steps", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     world = parallel.start(timeout=300)
     kernels.set_threads(1)
     all_plans: list[Prediction] = []
-    all_runs: list[Run] = []
+    all_runs: list[float] = []
     for job in JOBS:
         if options.only not in job.model:
             continue
-        plans, runs = measured(job, world, options.steps)
+        plans, runs, found = measured(job, world, options.turns)
         all_plans += plans
         all_runs += runs
         if world.rank:
             continue
         print(f"{job.model} {job.size}x{job.size} batch {job.batch}", flush=True)
-        print("\n".join(table(plans, dict(enumerate(runs)), job.batch, float("inf"))), flush=True)
+        print("\n".join(table(plans, runs, job.batch)), flush=True)
         if options.out is not None:
-            _write(options.out, job, world, plans, runs)
+            _write(options.out, job, world, plans, runs, found)
     if world.rank == 0:
-        print("\n".join(accuracies(all_plans, all_runs)), flush=True)
+        print("\n".join(accuracies(all_plans, all_runs, options.turns)), flush=True)
 
 
-def _write(path: Path, job: Job, world: World, plans: list[Prediction], runs: list[Run]) -> None:
+def _write(path: Path, job: Job, world: World, plans: list[Prediction], runs: list[float], found: Survey) -> None:
     from .machine import describe
 
     rows = [
         {
             "replicas": p.replicas, "stages": p.stages, "micro_batches": p.micro_batches, "predicted": p.seconds,
-            "measured": r.seconds, "speed": r.speed,
+            "measured": r,
         }
         for p, r in zip(plans, runs, strict=True)
     ]  # fmt: skip
     line = {
         "family": "plan", "case": f"{job.model} {job.size}x{job.size} batch {job.batch}", "ranks": world.size,
-        "accuracy": accuracy(plans, runs), "shapes": rows, "machine": describe(),
+        "statistic": UNDISTURBED, "samples": found.turns, "accuracy": accuracy(plans, runs), "shapes": rows,
+        "machine": describe(),
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from medmpi.parallel import World
     from medmpi.parallel.plan import Network, Prediction
     from medmpi.train.options import Options
-    from medmpi.train.planning import Run
     from medmpi.train.survey import Survey
 
 _FAR = "1.5,12.5"  # InfiniBand HDR as an MPI program sees it: microseconds, GB/s
@@ -26,7 +25,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--verify", action="store_true", help="run each shape that fits the ranks and show the error")
-    parser.add_argument("--steps", type=int, default=7, help="steps of each run of --verify (default: 7)")
+    parser.add_argument("--steps", type=int, default=7, help="timed steps of each run of --verify (default: 7)")
     parser.add_argument("--memory", type=float, help="GiB per rank (default: this node's, shared by its ranks)")
     parser.add_argument("--extrapolate", type=int, default=4096, help="largest number of ranks (default: 4096)")
     parser.add_argument(
@@ -73,7 +72,7 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
     from medmpi.parallel.plan import choose, shapes
     from medmpi.train.failure import together
     from medmpi.train.job import network_of, open_data, settle
-    from medmpi.train.planning import accuracies, forecast, node_memory, run_plan, table
+    from medmpi.train.planning import accuracies, forecast, node_memory, table, verify
     from medmpi.train.survey import survey
 
     dataset = together(world, lambda: open_data(options))
@@ -87,7 +86,7 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
             print(line, flush=True)
 
     say(f"measuring {options.model}, {image[0]}x{image[1]}x{image[2]}, batch {batch}, on {world.size} ranks ...")
-    found = survey(model, image, batch, world, whole_batch=options.sync_batchnorm)
+    found = survey(model, image, batch, world, options)
     _describe(found, say)
     memory = mine.memory * 2**30 if mine.memory else node_memory() / world.local_size
     smaller = list(range(1, world.size + 1)) if mine.verify else [world.size]
@@ -96,28 +95,25 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
         for ranks in smaller
         for shape in shapes(ranks, batch, len(model), options.sync_batchnorm)
     ]
-    runs: dict[int, Run] = {}
-    for i, plan in enumerate(every if mine.verify else []):
-        if world.rank == 0 and sys.stderr.isatty():
-            print(f"  running {i + 1} of {len(every)}: {plan.describe()}", file=sys.stderr)
+    runs: list[float] = []
+    if mine.verify:
         make = partial(network_of, options, dataset)
-        runs[i] = run_plan(make, image, batch, options, plan, world, found, mine.steps)
+        show = say if sys.stderr.isatty() else lambda line: None
+        say(f"running {len(every)} shapes, in turns with the measurements ...")
+        every, runs = verify(make, image, batch, options, every, world, found, mine.steps, say=show)
     say("")
     for line in table(every, runs, batch, memory):
         say(line)
     if runs:
-        say("\n".join(accuracies([every[i] for i in runs], list(runs.values()))))
-        slow, fast = (f(run.speed for run in runs.values()) for f in (min, max))
-        say(f"speed of this machine meanwhile: {slow:.2f} to {fast:.2f} of what it was when it was surveyed")
+        say("\n".join(accuracies(every, runs, mine.steps)))
     best = choose([p for p in every if p.replicas * p.stages == world.size], memory)
     if best is None:
         say(f"nothing fits {memory / 2**30:.1f} GiB per rank: more ranks, or --tiles")
     else:
         say(f"best for {world.size} ranks: {_flags(best)}")
-        ran = {i: r.seconds * r.speed for i, r in runs.items() if every[i].replicas * every[i].stages == world.size}
-        if ran:
-            gap = ran[every.index(best)] / min(ran.values()) - 1
-            say(f"  its run took {gap:.1%} longer than the fastest shape's, at equal speed of the machine")
+        if runs:
+            fastest = min(r for p, r in zip(every, runs, strict=True) if p.replicas * p.stages == world.size)
+            say(f"  its run took {runs[every.index(best)] / fastest - 1:.1%} longer than the fastest shape's")
     size = mine.ranks_per_node or world.local_size
     crowd = found.machine.slowdown(size)
     network = replace(found.network, node_size=size, far_latency=far[0], far_bandwidth=far[1])

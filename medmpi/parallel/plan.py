@@ -101,17 +101,16 @@ class Network:
 class Machine:
     """What was measured of a node's ranks, entry k for k + 1 of them at once.
 
-    ``crowding``: how many times slower a pass is than alone; ``update``: seconds per byte of parameters to update what
-    so many ranks share; ``overhead``: seconds of a step beside passes, sums and update. ``staged``: how many times
-    slower the passes of a stage are, without and with micro-batches that meet: memory is not planned there.
-    ``meeting``: seconds of a merge of statistics within a pass, with the wait for whoever is late; empty where that was
-    not measured.
+    ``crowding``: how many times slower a pass is than alone; ``update``: seconds per byte of parameters to zero the
+    gradients, take their norm and update what so many ranks share. ``staged``: how many times slower the passes of 1,
+    2, 4, ... micro-batches are than planned passes of as many images: memory is not planned between stages, and layers
+    that need the whole batch meet. ``meeting``: seconds of a merge of statistics within a pass, with the wait for
+    whoever is late; empty where that was not measured.
     """
 
     crowding: tuple[float, ...]
-    overhead: float
     update: tuple[float, ...]
-    staged: tuple[float, float] = (1.0, 1.0)
+    staged: tuple[float, ...] = (1.0,)
     meeting: tuple[float, ...] = ()
 
     def slowdown(self, busy: float) -> float:
@@ -121,6 +120,10 @@ class Machine:
     def joining(self, ranks: float) -> float | None:
         """Seconds in which so many ranks of a node merge statistics; None where that was not measured."""
         return _entry(self.meeting, ranks) if self.meeting else None
+
+    def in_pieces(self, micro_batches: int) -> float:
+        """How much slower passes of a stage are in so many micro-batches."""
+        return _entry(self.staged, 1 + log2(micro_batches))
 
     def updating(self, size: float, replicas: int) -> float:
         """Seconds to update parameters of ``size`` bytes that so many ranks of a node hold together."""
@@ -188,7 +191,7 @@ def predict(
     meet = network.meet(replicas, machine.joining(min(replicas, network.node_size))) if joint else 0.0
     slow = machine.slowdown(min(_at_once(shape, joint), network.node_size))
     if stages > 1:
-        slow *= machine.staged[joint and pieces > 1]
+        slow *= machine.in_pieces(pieces)
     transfers = [0.0, *(network.transfer(costs[cut].sends * each) for cut in cuts)]
     work = [_tasks(part, s, stages, pieces, each, slow, meet, joint, together) for s, part in enumerate(parts)]
     span = _simulate(work, transfers)
@@ -197,14 +200,13 @@ def predict(
         max(sum(c.parameter_bytes for c in part) for part in parts), min(replicas, network.node_size)
     )
     meetings = sum(2 * meet for c in costs if c.meets) if stages == 1 or pieces == 1 else 0.0
-    alone = machine.overhead * slow + (network.meet(stages) if stages > 1 else 0.0)
     held = [pieces if together else min(stages - s, pieces) for s in range(stages)]
     memory = max(
         copies * sum(c.parameter_bytes for c in part) + sum(c.kept_bytes for c in part) * each * n
         for part, n in zip(parts, held, strict=True)
     )
     compute = max(sum(c.seconds(each) for c in part) for part in parts) * pieces * slow
-    seconds = span + sums + update + alone
+    seconds = span + sums + update
     communicate = sums + meetings + sum(2 * pieces * t for t in transfers) / max(1, stages)
     return Prediction(replicas, stages, pieces, tuple(cuts), seconds, compute, communicate, memory)
 
@@ -213,12 +215,6 @@ def _at_once(shape: tuple[int, int, int], joint: bool) -> int:
     """How many ranks of a shape compute at a time: stages that need the whole batch do so in turn."""
     replicas, stages, pieces = shape
     return replicas * (1 if joint else min(stages, pieces))
-
-
-def busy(plan: Prediction, costs: Sequence[LayerCost], whole_batch: bool) -> int:
-    """How many ranks compute at a time."""
-    joint = whole_batch and any(c.meets for c in costs)
-    return _at_once((plan.replicas, plan.stages, plan.micro_batches), joint)
 
 
 def _tasks(

@@ -2,243 +2,229 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medmpi import kernels as K
 from medmpi import nn, parallel
-from medmpi.nn.measure import measure
+from medmpi.nn.measure import NodeCost, measure
 from medmpi.parallel.plan import LayerCost, Machine, Network
 from medmpi.parallel.probe import probe
+from medmpi.train.options import Options
+from medmpi.train.trial import Passes, Upkeep
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
 
-T = TypeVar("T")
-_REFERENCE = 16  # images of the pass that tells how fast the machine is
 _VALUES = 1 << 27  # bytes of the largest value that is measured
-_ROUNDS = 7
-_STEADY, _TRIES = 0.08, 4  # a measurement is made again while the machine's speed changes by more
+_PIECES = (1, 2, 4)  # micro-batches whose cost is measured
+UNDISTURBED = "lower quartile"
 
 
-def usual(times: Sequence[float]) -> float:
-    """The median."""
-    return float(np.median(list(times)))
-
-
-def random_batch(model: nn.Graph, image: tuple[int, int, int], n: int) -> tuple[Any, Any]:
-    """Images and labels of what the network's output is for."""
-    rng = np.random.default_rng(0)
-    shape = model.output_shape((n, *image))
-    return rng.standard_normal((n, *image), np.float32), rng.integers(0, shape[-1], shape[:-1])
-
-
-class Pass:
-    """Forward and backward of ``n`` images on one rank."""
-
-    def __init__(self, model: nn.Graph, image: tuple[int, int, int], n: int, *, planned: bool = True) -> None:
-        self._model, self._arena = model, K.Arena() if planned else contextlib.nullcontext()
-        self._x, self._labels = random_batch(model, image, n)
-
-    def __call__(self, context: nn.Context) -> tuple[float, float]:
-        """Seconds of the network, and of the loss."""
-        start = time.perf_counter()
-        with self._arena:
-            (logits,), saved = self._model.forward(self._x, context=context)
-            middle = time.perf_counter()
-            _, dlogits = nn.CrossEntropy()(logits, self._labels)
-            after = time.perf_counter()
-            self._model.backward((dlogits,), saved)
-            del logits, saved, dlogits
-        return time.perf_counter() - start - (after - middle), after - middle
+def undisturbed(times: Sequence[float]) -> float:
+    """The lower quartile: other programs and other guests of a machine only ever add time, and not to every sample."""
+    return float(np.quantile(list(times), 0.25))
 
 
 class _Crowd:
-    """The first ``busy`` ranks of every node at work at once, and their step without the passes."""
+    """The first ``busy`` ranks of every node at work at once on ``n`` images each, and their updates and sums."""
 
-    def __init__(self, model: nn.Graph, world: World, busy: int, whole_batch: bool) -> None:
-        self.busy, self._inside = busy, world.local_rank < busy
+    def __init__(
+        self, model: nn.Graph, image: tuple[int, int, int], n: int, options: Options, world: World, busy: int
+    ) -> None:
+        self.busy, self.n, self._inside = busy, n, world.local_rank < busy
         self._part = world.split(world.node if self._inside else world.nodes)
-        joint = whole_batch and busy > 1 and any(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes)
-        self._statistics = parallel.RankStatistics(self._part) if joint else None
-        self._parameters = nn.Parameters(model, allocate=self._part.allocate if self._inside else None)
-        optimizer = nn.SGD(self._parameters, lr=1e-6, momentum=0.9)
-        self._update = parallel.NodeUpdate(self._parameters, optimizer, self._part, active=self._inside)
+        self._alone = self._part.split(self._part.rank)
+        self.joint = options.sync_batchnorm and busy > 1 and bool(_normalisations(model))
+        grid = parallel.Grid(self._alone)
+        statistics = parallel.RankStatistics(self._part) if self.joint else None
+        self._passes = {
+            joint: Passes(model, image, n, options, grid, statistics=statistics if joint else None)
+            for joint in ((False, True) if self.joint else (False,))
+        }
+        self._parameters = nn.Parameters(model, allocate=self._part.allocate)
+        self._upkeep = Upkeep(self._parameters, self._part)
 
-    def compute(self, work: Pass, *, joint: bool = False) -> float:
-        """Seconds of a pass, of each on its own or with statistics of all; 0 on a rank that only watches."""
-        context = nn.Context(statistics=self._statistics if joint else None)
-        return sum(work(context)) if self._inside else 0.0
+    def compute(self, *, joint: bool) -> None:
+        """A pass, of each on its own or with statistics of all."""
+        if self._inside:
+            self._passes[joint]()
 
-    def update(self) -> float:
-        """Seconds of what a step does with the parameters."""
-        if not self._inside:
-            return 0.0
-        start = time.perf_counter()
-        self._parameters.zero_grad()
-        nn.optim.gradient_norm(self._parameters)
-        self._update.step()
-        return time.perf_counter() - start
+    def update(self) -> None:
+        """What a step does with the parameters."""
+        if self._inside:
+            self._upkeep.begin()
+            self._upkeep.end()
+
+    def sum(self) -> None:
+        """The sum of the gradients."""
+        if self._inside:
+            self._part.sum(self._parameters.grad)
 
     def close(self) -> None:
+        self._alone.close()
         self._part.close()
 
 
-class Pace:
-    """How fast a node's ranks are now, relative to when this object was made. All methods are collective.
+class Survey:
+    """What was measured: layers, network, machine. All methods are collective.
 
-    Told by passes of a few images; what stages cost besides is measured with ``most`` images.
+    Every ``turn`` times each kind of work once: whole passes of one rank at several batch sizes, passes of several
+    ranks at once on their shares of ``batch``, without and with common statistics, passes in micro-batches, updates and
+    sums. What work of each kind takes is the lower quartile over the turns, so that all kinds met the same machine.
     """
 
     def __init__(
-        self, model: nn.Graph, image: tuple[int, int, int], most: int, world: World, whole_batch: bool
+        self, model: nn.Graph, image: tuple[int, int, int], batch: int, world: World, options: Options
     ) -> None:
-        self._world, self._pass = world, Pass(model, image, min(_REFERENCE, most))
+        self._world, self._model, self._image = world, model, image
+        options = replace(options, stages=1, micro_batches=1, device="cpu")
+        most = max(1, min(batch, _VALUES // max(4 * prod(shape) for shape in model.shapes((1, *image)))))
         doubled = {2**k for k in range(12) if 2**k < world.local_size}
-        self.counts = sorted({1, *doubled, world.local_size})
-        self._crowds = {busy: _Crowd(model, world, busy, whole_batch) for busy in self.counts}
-        self._standard = dict.fromkeys(self.counts, 1.0)
-        times: dict[int, list[float]] = {busy: [] for busy in self.counts}
-        joint: dict[int, list[float]] = {busy: [] for busy in self.counts}
-        updates: dict[int, list[float]] = {busy: [] for busy in self.counts}
-        self._staged = self._of_stages(model, image, most, whole_batch)
-        for turn in range(_ROUNDS + 1):  # in turns: they are compared with each other
-            for busy, crowd in self._crowds.items():
-                times[busy] += self._slowest(lambda crowd=crowd: crowd.compute(self._pass))[: turn > 0]  # type: ignore[misc]
-                joint[busy] += self._slowest(lambda crowd=crowd: crowd.compute(self._pass, joint=True))[: turn > 0]  # type: ignore[misc]
-                updates[busy] += self._slowest(crowd.update)[: turn > 0]
-        self._standard = {busy: usual(t) for busy, t in times.items()}
-        self._joint = {busy: max(usual(t) - self._standard[busy], 0.0) for busy, t in joint.items()}
-        self._updates = {busy: usual(t) for busy, t in updates.items()}
-        self._meetings = 2 * sum(isinstance(node.layer, nn.BatchNorm2d) for node in model.nodes)
+        self._counts = sorted({1, *doubled, world.local_size})
+        self._crowds = [
+            _Crowd(model, image, min(most, -(-batch // busy)), options, world, busy) for busy in self._counts
+        ]
+        self._alone = world.split(world.rank)
+        grid = parallel.Grid(self._alone)
+        self._pieces = [m for m in _PIECES if m <= most] if world.size > 1 else []
+        pieces = {most // m for m in _PIECES if m <= most}
+        self.sizes = sorted({max(1, most // 16), *(crowd.n for crowd in self._crowds), *pieces})
+        self._parameters = sum(prod(s.shape) for node in model.nodes for s in node.layer.parameter_specs().values()) * 4
+        self._layers = world.broadcast(
+            [measure(model, (n, *image)) for n in self.sizes] if world.rank == 0 else [], operation="measure layers"
+        )
+        self._link = probe(world)
+        self._kinds: dict[tuple[str, int], Callable[[], object]] = {}
+        for n in self.sizes:
+            self._kinds["whole", n] = self._first(Passes(model, image, n, options, grid))
+        for crowd in self._crowds:
+            if crowd.busy > 1:
+                self._kinds["crowd", crowd.busy] = partial(crowd.compute, joint=False)
+            if crowd.joint:
+                self._kinds["joint", crowd.busy] = partial(crowd.compute, joint=True)
+            self._kinds["update", crowd.busy] = crowd.update
+            if crowd.busy > 1:
+                self._kinds["sum", crowd.busy] = crowd.sum
+        for m in self._pieces:
+            joined = parallel.RankStatistics(self._alone) if options.sync_batchnorm and m > 1 else None
+            settings = replace(options, micro_batches=m)
+            work = Passes(model, image, most, settings, grid, statistics=joined, planned=False)
+            self._kinds["pieces", m] = self._first(work)
+        self.clear()
+        self._sample(keep=False)
 
-    def _of_stages(
-        self, model: nn.Graph, image: tuple[int, int, int], n: int, whole_batch: bool
-    ) -> tuple[float, float]:
-        """How many times slower passes are where memory is not planned, and where statistics are joined besides."""
-        world = self._world.split(self._world.rank)
-        statistics = parallel.RankStatistics(world) if whole_batch else None
-        loose = Pass(model, image, n, planned=False)
-        kinds = [(Pass(model, image, n), None), (loose, None), (loose, statistics)]
-        times: list[list[float]] = [[] for _ in kinds]
-        for _ in range(_ROUNDS if self._world.rank == 0 else 0):
-            for kind, (work, joined) in zip(times, kinds, strict=True):
-                kind.append(sum(work(nn.Context(statistics=joined))))
-        world.close()
-        plain, first, second = (usual(kind[1:]) for kind in times) if times[0] else (1.0, 1.0, 1.0)
-        found = max(1.0, first / plain), max(1.0, second / plain)
-        return self._world.broadcast(found, operation="measure stages")
+    def _first(self, work: Callable[[], object]) -> Callable[[], object]:
+        """The work on rank 0 alone."""
+        return work if self._world.rank == 0 else lambda: None
 
-    def _slowest(self, action: Callable[[], float]) -> list[float]:
-        self._world.barrier("measure")
-        return [max(self._world.allgather(action()))]
+    def clear(self) -> None:
+        """Forgets the turns so far."""
+        self._times: dict[tuple[str, int], list[float]] = {kind: [] for kind in self._kinds}
 
-    def machine(self, overhead: float, parameter_bytes: int) -> Machine:
-        """What was measured of the node's ranks."""
-        every = range(1, self._world.local_size + 1)
-        slow = [max(1.0, self._standard[busy] / self._standard[1]) for busy in self.counts]
-        update = [self._updates[busy] / max(parameter_bytes, 1) for busy in self.counts]
-        meeting = [self._joint[busy] / max(self._meetings, 1) for busy in self.counts]
-        return Machine(
-            tuple(float(np.interp(k, self.counts, slow)) for k in every),
-            overhead,
-            tuple(float(np.interp(k, self.counts, update)) for k in every),
-            self._staged,
-            tuple(float(np.interp(k, self.counts, meeting)) for k in every),
+    def turn(self) -> None:
+        """Times each kind of work once."""
+        self._sample(keep=True)
+
+    def _sample(self, *, keep: bool) -> None:
+        for kind, work in self._kinds.items():
+            for warm in (False, True) if keep else (False, False):  # the first finds other work's values in the caches
+                self._world.barrier("measure")
+                start = time.perf_counter()
+                work()
+                took = max(self._world.allgather(time.perf_counter() - start))
+                if warm:
+                    self._times[kind].append(took)
+
+    def seconds(self, kind: str, count: int) -> float:
+        """What work of one kind takes."""
+        return undisturbed(self._times[kind, count])
+
+    @property
+    def turns(self) -> int:
+        """How often each kind was timed."""
+        return len(self._times["whole", self.sizes[0]])
+
+    @property
+    def costs(self) -> list[LayerCost]:
+        """The layers: measured alone they give the proportions, whole passes, the loss included, give the seconds."""
+        factors = [
+            self.seconds("whole", n) / sum(c.seconds for c in costs)
+            for n, costs in zip(self.sizes, self._layers, strict=True)
+        ]
+        return [self._cost(i, factors) for i in range(len(self._model))]
+
+    def _cost(self, i: int, factors: Sequence[float]) -> LayerCost:
+        node, every = self._model.nodes[i], [costs[i] for costs in self._layers]
+        last: NodeCost = every[-1]
+        shapes = self._model.shapes((1, *self._image))
+        return LayerCost(
+            node.name,
+            tuple(map(float, self.sizes)),
+            tuple(c.forward * factor for c, factor in zip(every, factors, strict=True)),
+            tuple(c.backward * factor for c, factor in zip(every, factors, strict=True)),
+            last.parameter_bytes,
+            (last.output_bytes + last.saved_bytes) // self.sizes[-1],
+            4 * sum(prod(shapes[v]) for v in self._model.live(i)),
+            isinstance(node.layer, nn.BatchNorm2d) and not node.layer.frozen,
         )
 
-    def now(self, busy: int) -> float:
-        """Seconds of the reference pass now, on so many ranks at once."""
-        crowd = self._crowds[busy]
-        return usual([self._slowest(lambda: crowd.compute(self._pass))[0] for _ in range(4)][1:])
+    @property
+    def network(self) -> Network:
+        """Messages, meetings and sums."""
+        busy = self._counts[-1]
+        if busy == 1:
+            return self._link
+        summed = max(self.seconds("sum", busy) - self._link.meeting, 1e-9)
+        return replace(self._link, sum_bandwidth=self._parameters / summed)
 
-    def steady(self, action: Callable[[], T], busy: int = 1) -> tuple[T, float]:
-        """What ``action`` returns, and the machine's speed meanwhile for ``busy`` ranks; 1 is that of the beginning.
+    @property
+    def machine(self) -> Machine:
+        """The node's ranks."""
+        slow, meeting = [], []
+        for crowd in self._crowds:
+            alone = self.seconds("whole", crowd.n)
+            took = self.seconds("crowd", crowd.busy) if crowd.busy > 1 else alone
+            slow.append(max(1.0, took / alone))
+            joined = self.seconds("joint", crowd.busy) if crowd.joint else took
+            meeting.append(max(joined - took, 0.0) / max(2 * _normalisations(self._model), 1))
+        update = [self.seconds("update", busy) / max(self._parameters, 1) for busy in self._counts]
+        every = range(1, self._world.local_size + 1)
 
-        Where the speed changes on the way it is done again, and the steadiest time counts.
-        """
-        busy = next((count for count in self.counts if count >= busy), self.counts[-1])
-        tried: list[tuple[float, T, float]] = []
-        for _ in range(_TRIES):
-            before = self.now(busy)
-            result = action()
-            after = self.now(busy)
-            tried.append((abs(after - before) / before, result, 2 * self._standard[busy] / (before + after)))
-            if tried[-1][0] < _STEADY:
-                break
-        _, result, speed = min(tried, key=lambda one: one[0])
-        return result, speed
+        def filled(values: list[float]) -> tuple[float, ...]:
+            return tuple(float(np.interp(k, self._counts, values)) for k in every)
+
+        return Machine(filled(slow), filled(update), self._staged(), filled(meeting))
+
+    def _staged(self) -> tuple[float, ...]:
+        """How many times longer micro-batches in memory that is not planned take than planned passes as large."""
+        most = self.sizes[-1]
+        alone = [self.seconds("whole", n) for n in self.sizes]
+        return tuple(
+            self.seconds("pieces", m) / (m * float(np.interp(most / m, self.sizes, alone))) for m in self._pieces
+        ) or (1.0,)
 
     def close(self) -> None:
         """Lets go of the ranks' communicators."""
-        for crowd in self._crowds.values():
+        for crowd in self._crowds:
             crowd.close()
+        self._alone.close()
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What was measured: layers, network, machine; ``pace`` tells how fast the machine is at another time."""
-
-    costs: list[LayerCost]
-    network: Network
-    machine: Machine
-    pace: Pace
+def _normalisations(model: nn.Graph) -> int:
+    return sum(isinstance(node.layer, nn.BatchNorm2d) and not node.layer.frozen for node in model.nodes)
 
 
 def survey(
-    model: nn.Graph, image: tuple[int, int, int], batch: int, world: World, *, whole_batch: bool = True
+    model: nn.Graph, image: tuple[int, int, int], batch: int, world: World, options: Options, *, turns: int = 5
 ) -> Survey:
-    """Measures the layers of ``model``, whole passes alone and on all ranks at once, and the network. Collective."""
-    sizes = _sizes(model, image, batch)
-    parameter_bytes = 4 * sum(
-        prod(spec.shape) for node in model.nodes for spec in node.layer.parameter_specs().values()
-    )
-    pace = Pace(model, image, sizes[-1], world, whole_batch)
-    network = probe(world, parameter_bytes)
-    tables, overhead = [], 0.0
-    for n in sizes:
-
-        def alone(n: int = n) -> tuple[list[nn.measure.NodeCost], float, float]:
-            found = (measure(model, (n, *image)), *_whole(model, image, n)) if world.rank == 0 else ([], 0.0, 0.0)
-            return world.broadcast(found, operation="measure layers")
-
-        (costs, passes, overhead), speed = pace.steady(alone)
-        # layers alone give the proportions, the whole pass, whose values come from further away, gives the seconds
-        tables.append((costs, speed * passes / sum(c.seconds for c in costs)))
-    machine = pace.machine(overhead, parameter_bytes)
-    every = []
-    for i, node in enumerate(model.nodes):
-        last = tables[-1][0][i]
-        every.append(
-            LayerCost(
-                node.name,
-                tuple(map(float, sizes)),
-                tuple(costs[i].forward * factor for costs, factor in tables),
-                tuple(costs[i].backward * factor for costs, factor in tables),
-                last.parameter_bytes,
-                (last.output_bytes + last.saved_bytes) // sizes[-1],
-                4 * sum(prod(shape) for shape in (model.shapes((1, *image))[v] for v in model.live(i))),
-                isinstance(node.layer, nn.BatchNorm2d) and not node.layer.frozen,
-            )
-        )
-    return Survey(every, network, machine, pace)
-
-
-def _sizes(model: nn.Graph, image: tuple[int, int, int], batch: int) -> list[int]:
-    """Batches to measure: the whole one and its quarters, as far as they fit."""
-    largest = max(4 * prod(shape) for shape in model.shapes((1, *image)))
-    most = max(1, min(batch, _VALUES // largest))
-    return sorted({max(1, min(most, 2), most // 4**k) if most > 1 else 1 for k in range(4)})
-
-
-def _whole(model: nn.Graph, image: tuple[int, int, int], n: int) -> tuple[float, float]:
-    """Seconds of a pass through all layers, and of the loss."""
-    work = Pass(model, image, n)
-    took = [work(nn.Context()) for _ in range(_ROUNDS)][2:]
-    return usual([t for t, _ in took]), usual([t for _, t in took])
+    """Measures ``model`` with so many turns. Collective; close it."""
+    found = Survey(model, image, batch, world, options)
+    for _ in range(turns):
+        found.turn()
+    return found

@@ -10,7 +10,7 @@ from medmpi.parallel.plan import LayerCost, Machine, Network, choose, predict, s
 
 MB = 1 << 20
 IDEAL = Network(0.0, 1e18, 0.0, 1e18, 64, 0.0, 1e18)
-MACHINE = Machine((1.0, 1.0, 1.0, 1.0), 0.0, (0.0, 0.0, 0.0, 0.0))
+MACHINE = Machine((1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.0, 0.0))
 
 
 def layers(n: int, *, meets: bool = False) -> list[LayerCost]:
@@ -19,8 +19,8 @@ def layers(n: int, *, meets: bool = False) -> list[LayerCost]:
 
 
 def test_one_rank_takes_the_sum_of_its_layers() -> None:
-    plan = predict(layers(8), 10, (1, 1, 1), IDEAL, replace(MACHINE, overhead=0.5, update=(1e-9,)))
-    assert plan.seconds == pytest.approx(8 * 10 * 3e-3 + 0.5 + 8 * MB * 1e-9)
+    plan = predict(layers(8), 10, (1, 1, 1), IDEAL, replace(MACHINE, update=(1e-9,)))
+    assert plan.seconds == pytest.approx(8 * 10 * 3e-3 + 8 * MB * 1e-9)
     assert plan.memory == 3 * 8 * MB + 8 * 10 * 2 * MB
     assert plan.cuts == ()
 
