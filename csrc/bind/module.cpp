@@ -29,6 +29,7 @@ void bind_probe(py::module_& m);
 void bind_recording(py::module_& m);
 void bind_recursive(py::module_& m);
 void bind_resize(py::module_& m);
+void bind_vigil(py::module_& m);
 void bind_warp(py::module_& m);
 void bind_wire(py::module_& m);
 
@@ -110,6 +111,7 @@ PYBIND11_MODULE(_core, m) {
   bind_recording(m);
   bind_recursive(m);
   bind_resize(m);
+  bind_vigil(m);
   bind_warp(m);
   bind_wire(m);
 }

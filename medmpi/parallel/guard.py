@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import faulthandler
 import fcntl
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ from functools import partial
 from types import FrameType, TracebackType
 from typing import Any
 
+from ..kernels.collective import Vigil
+
 EXIT_ERROR, EXIT_USAGE, EXIT_REQUEUE, EXIT_WATCHDOG, EXIT_INTERRUPT = 1, 2, 85, 124, 130
 _exit_now = os._exit
 _GRACE = 1.0  # seconds in which the others may leave too before a failing exit ends them
@@ -37,6 +40,7 @@ class Guard:
         self.groups: list[Any] = []  # a Watch for each world
         self.stop = False
         self.exit_code: int | None = None
+        self.timeout = math.inf  # seconds that a rank may be stopped by a signal while the others leave
         self._end_all = end_all
         self._pid = os.getpid()
         self._ending = threading.Lock()
@@ -153,6 +157,8 @@ class Guard:
     def _at_exit(self) -> None:
         """Leaves together with the other ranks: nobody may go while another still works or waits for it."""
         code = self.exit_code or 0
+        # until this process has gone, so in MPI's farewell too
+        Vigil("end of the job", self.timeout, math.inf, EXIT_WATCHDOG)
         for world in self.groups:
             world.group.set_leaving(code)
         start = time.monotonic()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import medmpi
 
 from .. import kernels
+from ..kernels.collective import Vigil
 from .guard import EXIT_USAGE, EXIT_WATCHDOG, Guard
 from .world import World
 
@@ -26,7 +26,7 @@ SIZE_VARIABLES = (
     "FLUX_JOB_SIZE",
     "JSM_NAMESPACE_SIZE",
 )
-_LONGEST_START = 120.0  # seconds
+_LONGEST_START = 300.0  # seconds
 
 _guard: Guard | None = None
 
@@ -69,20 +69,31 @@ def start(timeout: float = 300.0, *, threads: int | None = None, nodes: int | No
     ranks of one machine as that many machines (also MEDMPI_NODES), for tests. A job that would run as silent copies
     of one rank ends with exit code 2.
     """
-    global _guard
     if timeout <= 0:
         raise ValueError(f"start: timeout is {timeout}, expected more than 0 seconds")
+    # the other ranks' pages, which the watchdog reads, do not exist yet; MPI keeps the interpreter lock while it waits
+    vigil = None
+    if launcher_size(os.environ):
+        vigil = Vigil("start of MPI", timeout, max(timeout, _LONGEST_START), EXIT_WATCHDOG)
+    try:
+        return _join(timeout, threads, nodes)
+    finally:
+        if vigil is not None:
+            vigil.end()
+
+
+def _join(timeout: float, threads: int | None, nodes: int | None) -> World:
     mpi, reason = _import_mpi()
     size = mpi.COMM_WORLD.Get_size() if mpi else None
     problem = launch_problem(size, reason, os.environ)
     if problem:
         _refuse(problem)
     if mpi is None or size == 1:
-        world_of_one = _install(0, 1, None)
+        world_of_one = _install(0, 1, None, timeout)
         world = World(None, world_of_one, timeout=timeout, library=_library(mpi))
         _set_threads(threads, 1)
         return world
-    guard = _install(mpi.COMM_WORLD.rank, size or 1, mpi)
+    guard = _install(mpi.COMM_WORLD.rank, size or 1, mpi, timeout)
     comm = mpi.COMM_WORLD.Dup()
     machine = comm.Split_type(mpi.COMM_TYPE_SHARED, comm.rank)
     parts = nodes or int(os.environ.get("MEDMPI_NODES", "1"))
@@ -100,32 +111,22 @@ def start(timeout: float = 300.0, *, threads: int | None = None, nodes: int | No
     return world
 
 
-def _install(rank: int, size: int, mpi: Any) -> Guard:
+def _install(rank: int, size: int, mpi: Any, timeout: float) -> Guard:
     global _guard
     if _guard is None or _guard.closed:
         _guard = Guard(rank, size, (lambda code: mpi.COMM_WORLD.Abort(code)) if mpi else (lambda code: None))
         _guard.install()
+    _guard.timeout = timeout
     return _guard
 
 
 def _import_mpi() -> tuple[Any, str]:
     """mpi4py.MPI, initialised, or None and why not."""
-    late = threading.Timer(_LONGEST_START, _give_up)
-    late.daemon = True
-    late.start()
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         return None, f"{type(error).__name__}: {error}"
-    finally:
-        late.cancel()
     return MPI, ""
-
-
-def _give_up() -> None:
-    sys.stderr.write(f"medmpi: MPI has not started within {_LONGEST_START:.0f} s\n")
-    sys.stderr.flush()
-    os._exit(EXIT_WATCHDOG)
 
 
 def _refuse(problem: str) -> NoReturn:

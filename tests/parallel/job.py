@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -16,6 +17,8 @@ from medmpi import parallel
 TIMEOUT = 1.0
 fault = sys.argv[1]
 operation = sys.argv[2] if len(sys.argv) > 2 else "sum"
+if fault == "stop-before-start" and os.environ.get("PMI_RANK", os.environ.get("OMPI_COMM_WORLD_RANK")) == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
 world = parallel.start(timeout=TIMEOUT)
 victim = world.rank == world.size - 1
 
@@ -76,6 +79,16 @@ if fault == "late-writer":
     step()
     if not victim:
         time.sleep(0.5)  # writes the report when the others have finished
+    sys.exit(0)
+if fault in ("stop-before-leaving", "stop-in-farewell"):
+    step()
+    if victim and fault == "stop-in-farewell":  # after those of the guard, which were registered later
+        guard_at_exit = world._guard._at_exit
+        atexit.unregister(guard_at_exit)
+        atexit.register(os.kill, os.getpid(), signal.SIGSTOP)
+        atexit.register(guard_at_exit)
+    elif victim:
+        os.kill(os.getpid(), signal.SIGSTOP)
     sys.exit(0)
 if fault == "disagree":
     world.agree({"lr": 0.1 if victim else 0.2, "seed": 1})

@@ -148,6 +148,21 @@ def test_hanging_rank_is_named(fault: str, operation: str) -> None:
     assert TIMEOUT < ended.seconds < (TIMEOUT + 1.0) * slack()
 
 
+@pytest.mark.parametrize(
+    ("fault", "moment"),
+    [
+        ("stop-before-start", "start of MPI"),
+        ("stop-before-leaving", "end of the job"),
+        ("stop-in-farewell", "end of the job"),
+    ],
+)
+def test_rank_that_is_stopped_while_ranks_join_or_leave(fault: str, moment: str) -> None:
+    ended = run(fault)
+    assert ended.code == 124, ended.output
+    says = rf"\[rank 0\] watchdog: {moment}: rank 1 \(process \d+ on \S+\) has been stopped by a signal for \d\.\d s"
+    assert re.search(says, ended.output), ended.output
+
+
 def test_hang_on_another_node() -> None:
     ended = run("stop", MEDMPI_NODES="2")
     assert ended.code == 124, ended.output
