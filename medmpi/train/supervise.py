@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 from medmpi.parallel import run
+from medmpi.parallel.guard import process_state
 from medmpi.train import folder as folders
 from medmpi.train.config import ConfigError, parse
 from medmpi.train.failure import BAD_DATA, DIVERGED, DONE, ERROR, INTERRUPTED, REQUEUE, USAGE, WATCHDOG, Failure
@@ -34,14 +35,16 @@ _STEP = re.compile(r"step-(\d+)\.state\.safetensors$")
 class _Attempt(threading.Thread):
     """Finds out who failed in one start: from what the ranks say, and by watching which of them ends first.
 
-    MPICH ends all other ranks within milliseconds when one dies, and names any of them.
+    MPICH ends all other ranks within milliseconds when one dies, and names any of them. A rank that is stopped by a
+    signal for ``timeout`` seconds when others have ended already is killed: the launcher would wait for it for ever.
     """
 
-    def __init__(self, job: str, ranks: int) -> None:
+    def __init__(self, job: str, ranks: int, timeout: float) -> None:
         super().__init__(name="medmpi supervisor", daemon=True)
-        self.job, self.ranks = job, ranks
+        self.job, self.ranks, self._timeout = job, ranks, timeout
         self.first: list[str] = []  # those that ended first; several where they could not be told apart
         self.said: list[str] = []
+        self.watched: dict[int, int] = {}  # process ids, and the descriptors that tell of their end
         self._over = threading.Event()
         self.start()
 
@@ -51,7 +54,7 @@ class _Attempt(threading.Thread):
             self.said.append(line)
 
     def run(self) -> None:
-        poll, watched, names = select.poll(), dict[int, int](), dict[int, str]()
+        poll, watched, names = select.poll(), self.watched, dict[int, str]()
         while not self._over.is_set() and not self.first:
             if len(watched) < self.ranks:
                 for pid, rank in ranks_of(self.job).items():
@@ -65,6 +68,18 @@ class _Attempt(threading.Thread):
             self.first = [names[fd] for fd, _ in poll.poll(200)]
         for fd in watched.values():
             os.close(fd)
+        self._end_stopped()
+
+    def _end_stopped(self) -> None:
+        since: dict[int, float] = {}
+        while not self._over.wait(0.5):
+            now = time.monotonic()
+            stopped = [pid for pid in ranks_of(self.job) if process_state(pid) in ("T", "t")]
+            since = {pid: since.get(pid, now) for pid in stopped}
+            for pid in stopped:
+                if now - since[pid] > self._timeout:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """The start is over."""
@@ -130,7 +145,7 @@ class Supervisor:
         words = ["-m", "medmpi.train", *self._words, "--out", str(self._folder)]
         for restart in range(self._restarts + 1):
             job = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
-            attempt = _Attempt(job, self._ranks)
+            attempt = _Attempt(job, self._ranks, self._options.timeout)
             code = run.launch(
                 self._ranks,
                 [*words, "--resume"] if restart or self._options.resume else words,

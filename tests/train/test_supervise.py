@@ -133,3 +133,32 @@ def test_checkpoints_within_an_epoch(tmp_path):
     assert tiny.train("--out", tmp_path, "--checkpoint-every", 3, "--epochs", 1) == 0
     names = sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*.state.safetensors"))
     assert names == ["step-00000003.state.safetensors", "step-00000004.state.safetensors"]
+
+
+@pytest.mark.parametrize("others_ended", [True, False])
+def test_a_rank_that_is_stopped_when_others_have_ended_is_killed(others_ended):
+    job = f"test-{os.getpid()}-{others_ended}"
+    words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+    ranks = [
+        subprocess.Popen(words, env={**os.environ, "MEDMPI_JOB": job, "PMI_RANK": str(i)}, stdout=subprocess.PIPE)
+        for i in range(2)
+    ]
+    attempt = supervise._Attempt(job, 2, timeout=0.2)
+    try:
+        for rank in ranks:
+            rank.stdout.read(1)
+        while len(attempt.watched) < 2:
+            time.sleep(0.01)
+        ranks[0].send_signal(signal.SIGSTOP)
+        if others_ended:
+            ranks[1].kill()
+            assert ranks[0].wait(60) == -signal.SIGKILL
+        else:
+            with pytest.raises(subprocess.TimeoutExpired):
+                ranks[0].wait(2)
+    finally:
+        attempt.close()
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+            rank.stdout.close()
