@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _VALUES = 1 << 27  # bytes of the largest value that is measured
 _PIECES = (1, 2, 4)  # micro-batches whose cost is measured
+SHORT = 0.05  # seconds: work that what it finds in the caches matters to
 UNDISTURBED = "lower quartile"
 
 
@@ -133,13 +134,17 @@ class Survey:
 
     def _sample(self, *, keep: bool) -> None:
         for kind, work in self._kinds.items():
-            for warm in (False, True) if keep else (False, False):  # the first finds other work's values in the caches
-                self._world.barrier("measure")
-                start = time.perf_counter()
-                work()
-                took = max(self._world.allgather(time.perf_counter() - start))
-                if warm:
-                    self._times[kind].append(took)
+            took = self._once(work)
+            if not keep or took < SHORT:  # the arena's plan is made; caches hold other work's values
+                took = self._once(work)
+            if keep:
+                self._times[kind].append(took)
+
+    def _once(self, work: Callable[[], object]) -> float:
+        self._world.barrier("measure")
+        start = time.perf_counter()
+        work()
+        return max(self._world.allgather(time.perf_counter() - start))
 
     def seconds(self, kind: str, count: int) -> float:
         """What work of one kind takes."""
