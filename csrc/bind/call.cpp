@@ -12,6 +12,7 @@ std::string dtype_name(const Py_buffer& v) {
   const bool swapped = !format.empty() && (format[0] == '>' || format[0] == '!');
   const std::string bits = std::to_string(v.itemsize * 8);
   std::string name = format;
+  if (format.find('Z') != std::string::npos) return "complex" + bits;
   if (std::strchr("efdg", code)) name = "float" + bits;
   if (std::strchr("bhilqn", code)) name = "int" + bits;
   if (std::strchr("BHILQN", code)) name = "uint" + bits;

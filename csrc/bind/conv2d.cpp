@@ -1,5 +1,7 @@
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "bind/call.h"
 #include "ops/weight_cache.h"
 
@@ -33,7 +35,12 @@ Conv2dShape shape_of(const Call& call, const Sizes& x, const Sizes& weight, cons
   call.require(g.h + top + bottom > dh * (g.r - 1) && g.w + left + right > dw * (g.s - 1), [&] {
     return "x has shape " + text(x) + ", smaller with its padding than the filter of shape " + text(weight);
   });
-  return g;
+  // A stride beyond the image and the dilation of a single tap change nothing: kernels get the smallest that does not.
+  Conv2dShape least = g;
+  least.stride_h = std::min(sh, g.h + top + bottom), least.stride_w = std::min(sw, g.w + left + right);
+  if (g.r == 1) least.dilation_h = 1;
+  if (g.s == 1) least.dilation_w = 1;
+  return least;
 }
 
 Sizes output(const Conv2dShape& g) { return {g.n, g.out_h(), g.out_w(), g.k}; }

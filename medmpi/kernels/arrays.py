@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from . import _core
 from ._core import DeviceArray as DeviceArray  # part of this module
+from .arguments import whole
 
 Array: TypeAlias = NDArray[np.float32]
 P = ParamSpec("P")
@@ -30,8 +31,14 @@ def empty(shape: Sequence[int], dtype: DTypeLike = np.float32, *, device: str = 
 
     ``device`` "cuda" makes a :class:`DeviceArray` there. RuntimeError where there is no device or no memory.
     """
+    kind = _FLOAT32 if dtype is np.float32 else np.dtype(dtype)
+    if kind.kind not in "biufc" or not kind.isnative:
+        raise TypeError(f"empty: dtype is {kind}, expected one of numbers")
+    if isinstance(shape, str | bytes) or not isinstance(shape, Sequence | np.ndarray):
+        raise TypeError(f"empty: shape is {shape!r}, expected a sequence of sizes")
+    shape = tuple(whole("empty", "shape", size, 0, 2**62) for size in shape)
     if device == "cpu":
-        return _core.empty(shape, _FLOAT32 if dtype is np.float32 else np.dtype(dtype))
+        return _core.empty(shape, kind)
     require_device(device)
     return _device_empty(shape, dtype)
 
@@ -44,7 +51,7 @@ def _device_empty(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
 def require_device(device: str) -> None:
     """ValueError for another name than "cpu" and "cuda"; RuntimeError with the reason where there is no device."""
     if device not in ("cpu", "cuda"):
-        raise ValueError(f"device is {device!r}, expected 'cpu' or 'cuda'")
+        raise ValueError(f"empty: device is {device!r}, expected 'cpu' or 'cuda'")
     if device == "cuda":
         count, reason = _core.cuda_devices()
         if count == 0:
@@ -139,12 +146,25 @@ def shape_of(op: str, name: str, array: Any) -> tuple[int, ...]:
     return shape
 
 
+def dtype_of(op: str, name: str, array: Any, *expected: str) -> str:
+    """The name of an array's dtype; TypeError where it is none of those expected."""
+    dtype = getattr(array, "dtype", None)
+    if not isinstance(dtype, np.dtype):
+        raise TypeError(f"{op}: {name} is a {type(array).__name__}, expected an array of {' or '.join(expected)}")
+    if dtype.name not in expected or not dtype.isnative:
+        raise TypeError(f"{op}: {name} has dtype {dtype}, expected {' or '.join(expected)}")
+    return dtype.name
+
+
 def result_for(
     op: str, like: Any, shape: tuple[int, ...], out: NDArray[Any] | None, dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
     """``out`` where it is given and has this shape, else a new array beside ``like``. ValueError on another shape."""
     if out is None:
-        return empty_beside(like, shape, dtype)
+        try:
+            return empty_beside(like, shape, dtype)
+        except (MemoryError, TypeError, ValueError):
+            raise MemoryError(f"{op}: no memory for a result of shape {shape}") from None
     if shape_of(op, "out", out) != shape:
         raise ValueError(f"{op}: out has shape {out.shape}, expected {shape}")
     return out

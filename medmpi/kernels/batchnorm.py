@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty_beside, on_device, result_for, shape_of, zeros_beside
+from .arguments import number, speaks_for
+from .arrays import Array, dtype_of, empty_beside, on_device, result_for, shape_of, zeros_beside
 
 Array64: TypeAlias = NDArray[np.float64]
 
@@ -59,10 +60,11 @@ def batch_norm(
     c = _channels("batch_norm", x)
     out = result_for("batch_norm", x, x.shape, out)
     mean, rstd = _pair(x, c)
-    _core.batch_norm(x, gamma, beta, eps, relu, residual, out, mean, rstd)
+    _core.batch_norm(x, gamma, beta, number("batch_norm", "eps", eps), relu, residual, out, mean, rstd)
     return out, mean, rstd
 
 
+@speaks_for("batch_norm_apply", rstd="var")
 def batch_norm_inference(
     x: Array,
     gamma: Array,
@@ -76,11 +78,13 @@ def batch_norm_inference(
     out: Array | None = None,
 ) -> Array:
     """Normalise with given statistics (running mean and variance), else as ``batch_norm``; ``out`` may be ``x``."""
+    eps = number("batch_norm_inference", "eps", eps)
     if not (math.isfinite(eps) and eps >= 0):
         raise ValueError(f"batch_norm_inference: eps is {eps}, expected a finite number >= 0")
     if on_device(x):
         mean, rstd = batch_norm_from_running(mean, var, eps=eps)
     else:
+        dtype_of("batch_norm_inference", "var", var, "float32", "float64")
         rstd = 1.0 / np.sqrt(np.asarray(var, np.float64) + eps)
     return batch_norm_apply(x, gamma, beta, mean, rstd, relu, residual, out)
 
@@ -176,6 +180,7 @@ def batch_norm_backward_apply(
     out: Array | None = None,
 ) -> Array:
     """``dx`` from the sums over all ``count`` rows that the statistics were taken of; ``out`` may be ``dy``."""
+    count = number("batch_norm_backward_apply", "count", count)
     out = result_for("batch_norm_backward_apply", x, shape_of("batch_norm_backward_apply", "x", x), out)
     _core.batch_norm_backward_apply(
         dy, x, gamma, beta, _wide(mean), _wide(rstd), sum_dy, sum_dy_xhat, count, y, dresidual, out
@@ -185,14 +190,19 @@ def batch_norm_backward_apply(
 
 def batch_norm_deviation(m2: Array64, count: float, *, eps: float) -> Array64:
     """``rstd = 1 / sqrt(m2 / count + eps)`` of the sums of squared deviations of ``count`` rows, for ``apply``."""
-    rstd = empty_beside(m2, m2.shape, np.float64)
+    op = "batch_norm_deviation"
+    count, eps = number(op, "count", count), number(op, "eps", eps)
+    rstd = result_for(op, m2, shape_of(op, "m2", m2), None, np.float64)
     _core.batch_norm_deviation(m2, count, eps, rstd)
     return rstd
 
 
+@speaks_for("batch_norm_inference")
 def batch_norm_from_running(mean: Array | Array64, var: Array | Array64, *, eps: float) -> tuple[Array64, Array64]:
     """float64 ``mean`` and ``rstd = 1 / sqrt(var + eps)`` of float32 running statistics."""
-    wide, rstd = (empty_beside(mean, mean.shape, np.float64) for _ in range(2))
+    op = "batch_norm_from_running"
+    eps, shape = number(op, "eps", eps), shape_of(op, "mean", mean)
+    wide, rstd = (empty_beside(mean, shape, np.float64) for _ in range(2))
     _core.batch_norm_from_running(mean, var, eps, wide, rstd)
     return wide, rstd
 
@@ -201,6 +211,8 @@ def batch_norm_track(
     mean: Array64, m2: Array64, count: float, *, rate: float, running_mean: Array, running_var: Array
 ) -> None:
     """Move running statistics by ``rate`` towards a batch's mean and its unbiased variance ``m2 / (count - 1)``."""
+    op = "batch_norm_track"
+    count, rate = number(op, "count", count), number(op, "rate", rate)
     _core.batch_norm_track(mean, m2, count, rate, running_mean, running_var)
 
 

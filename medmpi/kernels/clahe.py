@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import resident, result_for, shape_of
+from .arguments import number, pair
+from .arrays import dtype_of, resident, result_for, shape_of
 
 #: Pixels of a tile at most: its counts are whole 32-bit numbers that float32 scales.
 _LARGEST_TILE = 2**31 - 1
+_LARGEST_TABLES = 1 << 30  # bytes: a level for each level and tile
+_DTYPES = ("uint8", "uint16")
 
 
 def clahe(
@@ -44,16 +46,15 @@ def clahe(
     """
     image = resident(image)
     shape = shape_of("clahe", "image", image)
-    kernel = {"uint8": _core.clahe_uint8, "uint16": _core.clahe_uint16}.get(image.dtype.name)
-    if kernel is None:
-        raise TypeError(f"clahe: image has dtype {image.dtype}, expected uint8 or uint16")
+    kernel = {"uint8": _core.clahe_uint8, "uint16": _core.clahe_uint16}[dtype_of("clahe", "image", image, *_DTYPES)]
     if len(shape) not in (2, 3) or 0 in shape:
         raise ValueError(f"clahe: image has shape {shape}, expected (H, W) or (N, H, W) of at least 1")
+    clip_limit = number("clahe", "clip_limit", clip_limit)
     if not (math.isfinite(clip_limit) and clip_limit >= 0):
         raise ValueError(f"clahe: clip_limit is {clip_limit}, expected a finite number >= 0")
-    grid = (tile_grid, tile_grid) if isinstance(tile_grid, int) else tuple(tile_grid)
-    if len(grid) != 2 or any(not isinstance(n, int | np.integer) or n < 1 for n in grid):
-        raise ValueError(f"clahe: tile_grid is {tile_grid}, expected two whole numbers of at least 1")
+    grid = pair("clahe", "tile_grid", tile_grid, 1)
+    if math.prod(grid) << 8 * image.dtype.itemsize > _LARGEST_TABLES // image.dtype.itemsize:
+        raise ValueError(f"clahe: tile_grid is {grid}, expected fewer tiles: their tables take more than 1 GiB")
     if math.prod(-(-side // n) + 1 for side, n in zip(shape[-2:], grid, strict=True)) > _LARGEST_TILE:
         raise ValueError(f"clahe: an image {shape[-2:]} in a grid {grid} has tiles of more than {_LARGEST_TILE} pixels")
     y = result_for("clahe", image, shape, out, image.dtype)

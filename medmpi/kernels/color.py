@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, resident, result_for, shape_of
+from .arrays import Array, dtype_of, resident, result_for, shape_of
 
 
 def rgb_to_hsv(image: NDArray[Any], *, out: Array | None = None) -> Array:
@@ -28,9 +27,8 @@ def rgb_to_hsv(image: NDArray[Any], *, out: Array | None = None) -> Array:
         of another shape.
     """
     image = resident(image)
-    kernel = {"uint8": _core.rgb_to_hsv_uint8, "float32": _core.rgb_to_hsv_float32}.get(_pixels("rgb_to_hsv", image))
-    if kernel is None:
-        raise TypeError(f"rgb_to_hsv: image has dtype {image.dtype}, expected uint8 or float32")
+    kernels = {"uint8": _core.rgb_to_hsv_uint8, "float32": _core.rgb_to_hsv_float32}
+    kernel = kernels[_pixels("rgb_to_hsv", image, *kernels)]
     y = result_for("rgb_to_hsv", image, image.shape, out)
     kernel(image, y)
     return y
@@ -51,8 +49,7 @@ def hsv_to_rgb(image: Array, *, out: Array | None = None) -> Array:
         of another shape.
     """
     image = resident(image)
-    if _pixels("hsv_to_rgb", image) != "float32":
-        raise TypeError(f"hsv_to_rgb: image has dtype {image.dtype}, expected float32")
+    _pixels("hsv_to_rgb", image, "float32")
     y = result_for("hsv_to_rgb", image, image.shape, out)
     _core.hsv_to_rgb(image, y)
     return y
@@ -74,17 +71,15 @@ def rgb_to_gray(image: NDArray[Any], *, out: NDArray[Any] | None = None) -> NDAr
     """
     image = resident(image)
     kernels = {"uint8": _core.rgb_to_gray_uint8, "float32": _core.rgb_to_gray_float32}
-    kernel = kernels.get(_pixels("rgb_to_gray", image))
-    if kernel is None:
-        raise TypeError(f"rgb_to_gray: image has dtype {image.dtype}, expected uint8 or float32")
+    kernel = kernels[_pixels("rgb_to_gray", image, *kernels)]
     y = result_for("rgb_to_gray", image, image.shape[:-1], out, image.dtype)
     kernel(image, y)
     return y
 
 
-def _pixels(op: str, image: NDArray[Any]) -> str:
+def _pixels(op: str, image: NDArray[Any], *expected: str) -> str:
     """The dtype's name of an array of pixels of three channels."""
     shape = shape_of(op, "image", image)
     if not shape or shape[-1] != 3:
         raise ValueError(f"{op}: image has shape {shape}, expected three channels in the last axis")
-    return np.dtype(image.dtype).name
+    return dtype_of(op, "image", image, *expected)

@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 from . import _core
+from .arguments import whole
+
+_MOST_THREADS = 4096  # the runtime ends the process where it cannot start as many as it is told to
+
+
+def _text(op: str, name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"{op}: name is {name!r}, expected text")
+    return name
 
 
 def backends() -> list[str]:
@@ -37,7 +46,7 @@ def precision() -> str:
 def set_precision(name: str) -> None:
     """Round the operands of products and convolutions on a device: "fp32" not at all, "tf32" or "bf16" for its tensor
     cores. Arrays and sums stay float32. Host arrays are always computed in float32."""
-    _core.set_precision(name)
+    _core.set_precision(_text("set_precision", name))
 
 
 def backend() -> str:
@@ -47,12 +56,12 @@ def backend() -> str:
 
 def use_backend(name: str) -> None:
     """Run host arrays on this backend from now on. ValueError names the choices when it is unknown."""
-    _core.use_backend(name)
+    _core.use_backend(_text("use_backend", name))
 
 
 def set_threads(threads: int) -> None:
     """Number of OpenMP threads of the calling thread's kernels."""
-    _core.set_threads(threads)
+    _core.set_threads(whole("set_threads", "threads", threads, 1, _MOST_THREADS))
 
 
 def threads() -> int:

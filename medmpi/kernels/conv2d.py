@@ -7,7 +7,6 @@ Gradients of parameters are added to ``out`` where it is given; everything else 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -15,52 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty_beside, on_device, remembered, shape_of, to_device, to_host, zeros_beside
+from .arguments import Padding, Pair, four, margins, pair, speaks_for, whole
+from .arrays import Array, on_device, remembered, result_for, shape_of, to_device, to_host, zeros_beside
 
 WeightCache = _core.WeightCache
 Array64: TypeAlias = NDArray[np.float64]
-Pair: TypeAlias = int | Sequence[int]
-Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 
 _Window: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
 
 
-def _int(op: str, name: str, value: Any, least: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{op}: {name} is {value!r}, expected an int") from None
-    if number < least:
-        raise ValueError(f"{op}: {name} is {number}, expected {least} or more")
-    return number
-
-
-def _pair(op: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    if isinstance(value, Sequence):
-        if len(value) != 2:
-            raise ValueError(f"{op}: {name} is {value!r}, expected an int or a pair")
-        return _int(op, name, value[0], least), _int(op, name, value[1], least)
-    number = _int(op, name, value, least)
-    return number, number
-
-
-def _padding(op: str, value: Padding) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right)."""
-    if isinstance(value, Sequence) and len(value) == 2 and any(isinstance(side, Sequence) for side in value):
-        (top, bottom), (left, right) = (_pair(op, "padding", side, 0) for side in value)
-        return top, bottom, left, right
-    height, width = _pair(op, "padding", value, 0)  # type: ignore[arg-type]
-    return height, height, width, width
-
-
 @remembered
 def _window(op: str, stride: Pair, padding: Padding, dilation: Pair, groups: int) -> _Window:
-    top, bottom, left, right = _padding(op, padding)
+    top, bottom, left, right = margins(op, padding)
     return (
-        *_pair(op, "stride", stride, 1),
-        *_pair(op, "dilation", dilation, 1),
+        *pair(op, "stride", stride, 1),
+        *pair(op, "dilation", dilation, 1),
         *(top, bottom, left, right),
-        _int(op, "groups", groups, 1),
+        whole(op, "groups", groups, 1),
     )
 
 
@@ -69,13 +39,6 @@ def _sizes(op: str, name: str, array: Any) -> tuple[int, int, int, int]:
     if len(shape) != 4:
         raise ValueError(f"{op}: {name} has {len(shape)} dimensions, expected 4")
     return shape
-
-
-def _shape(op: str, name: str, shape: Sequence[int]) -> tuple[int, int, int, int]:
-    sizes = tuple(_int(op, name, size, 0) for size in shape)
-    if len(sizes) != 4:
-        raise ValueError(f"{op}: {name} is {sizes}, expected 4 sizes")
-    return sizes
 
 
 @remembered
@@ -122,11 +85,10 @@ def conv2d(
     """
     window = _window("conv2d", stride, padding, dilation, groups)
     if out is None:
-        out = empty_beside(
-            x, _output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window)
-        )
+        shape = _output_shape("conv2d", _sizes("conv2d", "x", x), _sizes("conv2d", "weight", weight), window)
+        out = result_for("conv2d", x, shape, None)
     mean, m2 = moments or (None, None)
-    _core.conv2d(x, weight, bias, residual, mean, m2, out, window, algo, relu, cache)
+    _core.conv2d(x, weight, bias, residual, mean, m2, out, window, str(algo), bool(relu), cache)
     return out
 
 
@@ -145,10 +107,10 @@ def conv2d_backward_data(
     """Gradient of :func:`conv2d` for ``x``, whose shape ``x_shape`` says, from the output's gradient ``dy``."""
     op = "conv2d_backward_data"
     window = _window(op, stride, padding, dilation, groups)
-    shape = _shape(op, "x_shape", x_shape)
+    shape = four(op, "x_shape", x_shape)
     if out is None:
-        out = empty_beside(dy, shape)
-    _core.conv2d_backward_data(op, dy, weight, None, out, shape, window, algo)
+        out = result_for(op, dy, shape, None)
+    _core.conv2d_backward_data(op, dy, weight, None, out, shape, window, str(algo))
     return out
 
 
@@ -170,10 +132,10 @@ def conv2d_backward_weight(
     """
     op = "conv2d_backward_weight"
     window = _window(op, stride, padding, dilation, groups)
-    shape = _shape(op, "weight_shape", weight_shape)
+    shape = four(op, "weight_shape", weight_shape)
     if out is None:
         out = zeros_beside(dy, shape)
-    _core.conv2d_backward_weight(op, dy, x, out, shape, window, algo)
+    _core.conv2d_backward_weight(op, dy, x, out, shape, window, str(algo))
     return out
 
 
@@ -191,6 +153,7 @@ def sum_channels(dy: Array, *, out: Array | None = None) -> Array:
     return out
 
 
+@speaks_for("sum_channels")
 def conv2d_backward_bias(dy: Array, *, out: Array | None = None) -> Array:
     """Gradient of :func:`conv2d` for the bias, added to ``out (K,)``; without ``out`` a new array."""
     return sum_channels(dy, out=out)
@@ -206,7 +169,7 @@ def _transposed(
 ) -> tuple[tuple[int, int, int, int], _Window]:
     """Output shape, and the window of the convolution whose gradient the transposed convolution is."""
     sh, sw, dh, dw, top, bottom, left, right, groups = window
-    more_h, more_w = _pair(op, "output_padding", output_padding, 0)
+    more_h, more_w = pair(op, "output_padding", output_padding, 0)
     if more_h >= max(sh, dh) or more_w >= max(sw, dw):
         raise ValueError(
             f"{op}: output_padding is {(more_h, more_w)}, expected less than stride {(sh, sw)} or dilation {(dh, dw)}"
@@ -241,11 +204,12 @@ def conv_transpose2d(
     window = _window(op, stride, padding, dilation, groups)
     shape, window = _transposed(op, _sizes(op, "x", x), _sizes(op, "weight", weight), window, output_padding)
     if out is None:
-        out = empty_beside(x, shape)
-    _core.conv2d_backward_data(op, x, weight, bias, out, shape, window, algo)
+        out = result_for(op, x, shape, None)
+    _core.conv2d_backward_data(op, x, weight, bias, out, shape, window, str(algo))
     return out
 
 
+@speaks_for("conv2d", x="dy")
 def conv_transpose2d_backward_data(
     dy: Array,
     weight: Array,
@@ -262,13 +226,13 @@ def conv_transpose2d_backward_data(
     """Gradient of :func:`conv_transpose2d` for ``x``."""
     op = "conv_transpose2d_backward_data"
     window = _window(op, stride, padding, dilation, groups)
-    shape = _shape(op, "x_shape", x_shape)
+    shape = four(op, "x_shape", x_shape)
     expected, window = _transposed(op, shape, _sizes(op, "weight", weight), window, output_padding)
     if _sizes(op, "dy", dy) != expected:
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
-        out = empty_beside(dy, shape)
-    _core.conv2d(dy, weight, None, None, None, None, out, window, algo, False, None)
+        out = result_for(op, dy, shape, None)
+    _core.conv2d(dy, weight, None, None, None, None, out, window, str(algo), False, None)
     return out
 
 
@@ -288,16 +252,17 @@ def conv_transpose2d_backward_weight(
     """Gradient of :func:`conv_transpose2d` for the weight, added to ``out``; without ``out`` a new array."""
     op = "conv_transpose2d_backward_weight"
     window = _window(op, stride, padding, dilation, groups)
-    shape = _shape(op, "weight_shape", weight_shape)
+    shape = four(op, "weight_shape", weight_shape)
     expected, window = _transposed(op, _sizes(op, "x", x), shape, window, output_padding)
     if _sizes(op, "dy", dy) != expected:
         raise ValueError(f"{op}: dy has shape {shape_of(op, 'dy', dy)}, expected {expected}")
     if out is None:
         out = zeros_beside(dy, shape)
-    _core.conv2d_backward_weight(op, x, dy, out, shape, window, algo)
+    _core.conv2d_backward_weight(op, x, dy, out, shape, window, str(algo))
     return out
 
 
+@speaks_for("conv2d")
 def convolve2d(
     x: Array,
     weight: Array,

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, TypeAlias
 
 from . import _core
+from .arguments import LARGEST, Padding, margins, number, whole
 from .arrays import Array, result_for, shape_of
-
-Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 
 
 def _axis(op: str, axis: int, rank: int) -> int:
+    axis = whole(op, "axis", axis, -LARGEST)
     if not -rank <= axis < rank:
         raise ValueError(f"{op}: axis is {axis}, expected {-rank} to {rank - 1}")
     return axis % rank
@@ -40,8 +39,9 @@ def split(x: Array, sizes: Sequence[int], *, axis: int = -1, out: Sequence[Array
     """New arrays of these sizes along ``axis``, in order: the inverse of ``concat`` and its gradient."""
     shape = shape_of("split", "x", x)
     axis = _axis("split", axis, len(shape))
-    if sum(sizes) != shape[axis] or min(sizes, default=0) < 0:
-        raise ValueError(f"split: sizes is {list(sizes)}, expected sizes that add up to {shape[axis]}")
+    sizes = [whole("split", "sizes", size, 0) for size in sizes]
+    if sum(sizes) != shape[axis]:
+        raise ValueError(f"split: sizes is {sizes}, expected sizes that add up to {shape[axis]}")
     if out is not None and len(out) != len(sizes):
         raise ValueError(f"split: out has {len(out)} arrays, expected {len(sizes)}")
     if len(sizes) > 20:
@@ -55,16 +55,6 @@ def split(x: Array, sizes: Sequence[int], *, axis: int = -1, out: Sequence[Array
     return parts
 
 
-def _margin(op: str, padding: Padding) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right of an int, a pair (rows, columns) or ((top, bottom), (left, right))."""
-    pair: Any = (padding, padding) if isinstance(padding, int) else tuple(padding)
-    sides = tuple((side, side) if isinstance(side, int) else tuple(side) for side in pair)
-    if [len(side) for side in sides] != [2, 2] or min(v for side in sides for v in side) < 0:
-        raise ValueError(f"{op}: padding is {padding}, expected an int, a pair or two pairs of sizes >= 0")
-    (top, bottom), (left, right) = sides
-    return int(top), int(bottom), int(left), int(right)
-
-
 def _image(op: str, x: Array) -> tuple[int, int, int, int]:
     shape = shape_of(op, "x", x)
     if len(shape) != 4:
@@ -75,16 +65,16 @@ def _image(op: str, x: Array) -> tuple[int, int, int, int]:
 def pad(x: Array, padding: Padding, *, value: float = 0.0, out: Array | None = None) -> Array:
     """``x`` (N, H, W, C) with margins of ``value``: an int, (rows, columns) or ((top, bottom), (left, right))."""
     n, h, w, c = _image("pad", x)
-    top, bottom, left, right = margin = _margin("pad", padding)
+    top, bottom, left, right = margin = margins("pad", padding)
     out = result_for("pad", x, (n, top + h + bottom, left + w + right, c), out)
-    _core.pad(x, margin, value, out)
+    _core.pad(x, margin, number("pad", "value", value), out)
     return out
 
 
 def crop(x: Array, padding: Padding, *, out: Array | None = None) -> Array:
     """``x`` (N, H, W, C) without the margins that ``pad`` adds: its inverse and its gradient."""
     n, h, w, c = _image("crop", x)
-    top, bottom, left, right = margin = _margin("crop", padding)
+    top, bottom, left, right = margin = margins("crop", padding)
     if top + bottom > h or left + right > w:
         raise ValueError(f"crop: padding is {padding}, expected margins within the image's {h} x {w}")
     out = result_for("crop", x, (n, h - top - bottom, w - left - right, c), out)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from . import _core
+from .arguments import number, whole
 from .arrays import Array, result_for, shape_of
+
+_MOST = 2**64 - 1
 
 
 def _key(op: str, seed: int, offset: int) -> tuple[int, int]:
-    for name, value in (("seed", seed), ("offset", offset)):
-        if not 0 <= value < 2**64:
-            raise ValueError(f"{op}: {name} is {value}, expected 0 <= {name} < 2**64")
-    return int(seed), int(offset)
+    return whole(op, "seed", seed, 0, _MOST), whole(op, "offset", offset, 0, _MOST)
 
 
 def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None = None) -> Array:
@@ -21,7 +21,7 @@ def dropout(x: Array, p: float, *, seed: int, offset: int = 0, out: Array | None
     """
     seed, offset = _key("dropout", seed, offset)
     out = result_for("dropout", x, shape_of("dropout", "x", x), out)
-    _core.dropout(x, p, seed, offset, out)
+    _core.dropout(x, number("dropout", "p", p), seed, offset, out)
     return out
 
 
@@ -29,5 +29,5 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     """Gradient of ``dropout`` with the same ``p``, ``seed`` and ``offset``; ``out`` may be ``dy``."""
     seed, offset = _key("dropout_backward", seed, offset)
     out = result_for("dropout_backward", dy, shape_of("dropout_backward", "dy", dy), out)
-    _core.dropout_backward(dy, p, seed, offset, out)
+    _core.dropout_backward(dy, number("dropout_backward", "p", p), seed, offset, out)
     return out

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .arguments import number, speaks_for
 from .arrays import Array, result_for, shape_of
 
 
@@ -17,26 +18,28 @@ def add(a: Array, b: Array, *, relu: bool = False, out: Array | None = None) -> 
     if shape_of("add", "b", b) != shape:
         raise ValueError(f"add: b has shape {b.shape}, expected {shape}, that of a")
     out = result_for("add", a, shape, out)
-    _core.add(a, b, out, relu)
+    _core.add(a, b, out, bool(relu))
     return out
 
 
 def accumulate(x: Array, out: Array, *, alpha: float = 1.0) -> Array:
     """``out += alpha x`` on arrays of the same shape; returns ``out``."""
     result_for("accumulate", x, shape_of("accumulate", "x", x), out)
-    _core.accumulate(x, out, alpha)
+    _core.accumulate(x, out, number("accumulate", "alpha", alpha))
     return out
 
 
+@speaks_for("scale")
 def scale_(x: Array, factor: float) -> Array:
     """``x *= factor``; returns ``x``."""
-    _core.scale(x, factor)
+    _core.scale(x, number("scale_", "factor", factor))
     return x
 
 
+@speaks_for("fill")
 def fill_(x: Array, value: float = 0.0) -> Array:
     """Set every value of ``x``; returns ``x``."""
-    _core.fill(x, value)
+    _core.fill(x, number("fill_", "value", value))
     return x
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from . import _core, recursive
+from .arguments import LARGEST, number, speaks_for, whole
 from .arrays import DeviceArray, axes_of, empty_beside, on_device, resident
 
 _MODES = ("reflect", "constant", "nearest", "mirror", "wrap", "grid-mirror", "grid-constant", "grid-wrap")
@@ -65,10 +66,11 @@ def gaussian_filter(
     if method not in ("fir", "recursive"):
         raise ValueError(f"gaussian_filter: method is {method!r}, expected fir or recursive")
     x: Any = resident(input) if on_device(input) else np.asarray(input)
+    cval = number("gaussian_filter", "cval", cval)
     dtype = _output_dtype(output, x)
     chosen = axes_of("gaussian_filter", axes, x.ndim)
     wanted = [
-        (axis, float(s), int(o), m, r)
+        (axis, number("gaussian_filter", "sigma", s), whole("gaussian_filter", "order", o, 0), m, r)
         for axis, s, o, m, r in zip(
             chosen,
             _each("sigma", sigma, len(chosen)),
@@ -104,6 +106,7 @@ def gaussian_filter(
     return np.asarray(current.astype(dtype, copy=np.may_share_memory(current, x)))
 
 
+@speaks_for("gaussian_filter")
 def gaussian_filter1d(
     input: ArrayLike,
     sigma: float,
@@ -117,6 +120,7 @@ def gaussian_filter1d(
     radius: int | None = None,
 ) -> NDArray[Any]:
     """:func:`gaussian_filter` along one axis. A sigma of 0 leaves the input as it is."""
+    axis = whole("gaussian_filter1d", "axis", axis, -LARGEST)
     return gaussian_filter(input, sigma, order, output, mode, cval, truncate, radius=radius, axes=(axis,))
 
 
@@ -202,6 +206,7 @@ def _recursive_sigma(sigma: float, order: int, radius: Any) -> float:
 
 
 def _checked(sigma: Any, order: Any, mode: Any) -> float:
+    sigma, order = number("gaussian_filter", "sigma", sigma), number("gaussian_filter", "order", order)
     if not np.isfinite(sigma) or sigma < 0:
         raise ValueError(f"gaussian_filter: sigma has {sigma}, expected finite values >= 0")
     if order < 0:
@@ -242,12 +247,14 @@ def _output_dtype(output: Any, x: Any) -> np.dtype[Any]:
                 "both on a device"
             )
         return kind
-    if np.iscomplexobj(x):
-        raise TypeError(f"gaussian_filter: input has dtype {x.dtype}, expected a real one")
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"gaussian_filter: input has dtype {x.dtype}, expected one of real numbers")
     if isinstance(output, np.ndarray):
         if output.shape != x.shape:
             raise ValueError(f"gaussian_filter: output has shape {output.shape}, expected {x.shape}")
         kind = output.dtype
     else:
         kind = np.dtype(x.dtype if output is None else output)
+    if kind.kind not in "biuf":
+        raise TypeError(f"gaussian_filter: output has dtype {kind}, expected one of real numbers")
     return kind

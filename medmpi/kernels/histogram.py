@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import _core
-from .arrays import empty_beside, resident, shape_of, to_host
+from .arguments import speaks_for
+from .arrays import dtype_of, empty_beside, resident, shape_of, to_host
 
 _LARGEST_BINS = 2**24 - 1
 
 
+@speaks_for("value_range")
 def histogram(
     image: NDArray[Any], bins: int = 256, range: tuple[float, float] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -41,6 +43,8 @@ def histogram(
         raise ValueError(f"histogram: bins is {bins!r}, expected an integer") from None
     if not 1 <= count <= _LARGEST_BINS:
         raise ValueError(f"histogram: bins is {bins}, expected 1 to {_LARGEST_BINS}")
+    if range is not None and np.shape(range) != (2,):
+        raise ValueError(f"histogram: range is {range!r}, expected two finite ascending numbers")
     if range is not None and not (np.isfinite(range[0]) and np.isfinite(range[1]) and range[0] <= range[1]):
         raise ValueError(f"histogram: range is {tuple(range)}, expected two finite ascending numbers")
     if range is None and image.size == 0:
@@ -61,6 +65,8 @@ def histogram(
     return counts.astype(np.int64, copy=False), edges
 
 
+@speaks_for("value_range")
+@speaks_for("histogram")
 def otsu_threshold(
     image: NDArray[Any] | None = None,
     *,
@@ -155,5 +161,4 @@ def _levels(image: NDArray[Any]) -> NDArray[np.int64]:
 
 def _checked(op: str, image: NDArray[Any]) -> None:
     shape_of(op, "image", image)
-    if image.dtype.name not in ("uint8", "uint16", "float32"):
-        raise TypeError(f"{op}: image has dtype {image.dtype}, expected uint8, uint16 or float32")
+    dtype_of(op, "image", image, "uint8", "uint16", "float32")

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
+from .arguments import number
 from .arrays import Array, result_for, shape_of
 
 
@@ -20,6 +21,10 @@ def _check_labels(op: str, logits: Array, labels: NDArray[np.int64]) -> None:
     want = shape_of(op, "logits", logits)[:-1]
     if shape_of(op, "labels", labels) != want:
         raise ValueError(f"{op}: labels has shape {labels.shape}, expected {want}, that of logits without classes")
+
+
+def _by(op: str, denominator: float | None) -> float | None:
+    return None if denominator is None else number(op, "denominator", denominator)
 
 
 def softmax_cross_entropy(
@@ -41,7 +46,7 @@ def softmax_cross_entropy(
     """
     _check_labels("softmax_cross_entropy", logits, labels)
     out = result_for("softmax_cross_entropy", logits, logits.shape, out)
-    return _core.softmax_cross_entropy(logits, labels, weight, denominator, out), out
+    return _core.softmax_cross_entropy(logits, labels, weight, _by("softmax_cross_entropy", denominator), out), out
 
 
 def dice_loss(
@@ -63,4 +68,5 @@ def dice_loss(
     """
     _check_labels("dice_loss", logits, labels)
     out = result_for("dice_loss", logits, logits.shape, out)
-    return _core.dice_loss(logits, labels, smooth, include_background, denominator, out), out
+    smooth, by = number("dice_loss", "smooth", smooth), _by("dice_loss", denominator)
+    return _core.dice_loss(logits, labels, smooth, include_background, by, out), out

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import axes_of, remembered, resident, result_for, shape_of
+from .arrays import axes_of, dtype_of, remembered, resident, result_for, shape_of
 
 _KERNELS = {
     "uint8": _core.median_filter_uint8,
@@ -59,9 +59,7 @@ def median_filter(
     shape = shape_of("median_filter", "input", input)
     if not shape or 0 in shape:
         raise ValueError(f"median_filter: input has shape {shape}, expected one or more axes of at least 1")
-    kernel = _KERNELS.get(input.dtype.name)
-    if kernel is None:
-        raise TypeError(f"median_filter: input has dtype {input.dtype}, expected uint8, uint16 or float32")
+    kernel = _KERNELS[dtype_of("median_filter", "input", input, *_KERNELS)]
     extents, window = _window(shape, size, axes)
     if mode in ("constant", "grid-constant") and not _holds(input.dtype, cval):
         raise ValueError(f"median_filter: cval has {cval}, expected a value of {input.dtype}")

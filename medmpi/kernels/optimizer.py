@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _core
+from .arguments import number, whole
 from .arrays import Array
 
 
@@ -23,6 +24,8 @@ def sgd_step(
     or with ``nesterov`` ``lr (g + momentum velocity)``. ``velocity`` may be None where momentum is 0. Torch's first
     step takes ``g`` whole: start with a velocity of zeros and ``dampening=0`` for that step.
     """
+    given = (("lr", lr), ("momentum", momentum), ("dampening", dampening), ("weight_decay", weight_decay))
+    lr, momentum, dampening, weight_decay = (number("sgd_step", name, each) for name, each in given)
     _core.sgd_step(value, grad, velocity, lr, momentum, dampening, nesterov, weight_decay)
 
 
@@ -44,4 +47,7 @@ def adam_step(
 
     ``m`` and ``v`` start as zeros; ``step`` counts from 1. ``grad`` is not changed.
     """
+    given = (("lr", lr), ("beta1", beta1), ("beta2", beta2), ("eps", eps), ("weight_decay", weight_decay))
+    lr, beta1, beta2, eps, weight_decay = (number("adam_step", name, each) for name, each in given)
+    step = whole("adam_step", "step", step, 1, 2**62)
     _core.adam_step(value, grad, m, v, lr, beta1, beta2, eps, weight_decay, decoupled, step)

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import _core
-from .arrays import Array, empty_beside, remembered, result_for, shape_of
+from .arguments import Padding, Pair, four, margins, pair
+from .arrays import Array, dtype_of, empty_beside, remembered, result_for, shape_of
 
-Pair: TypeAlias = int | Sequence[int]
-Padding: TypeAlias = int | Sequence[int] | Sequence[Sequence[int]]
 Sizes: TypeAlias = tuple[int, int]
 
 _UINT8, _INT32 = np.dtype(np.uint8), np.dtype(np.int32)
@@ -30,38 +29,23 @@ class MaxPoolIndices(NamedTuple):
     dilation: Sizes
 
 
-def _pair(op: str, name: str, value: Pair, least: int) -> Sizes:
-    pair = (value, value) if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{op}: {name} is {value}, expected an int or a pair, each {least} or more")
-    return pair[0], pair[1]
-
-
 def _image(op: str, name: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     if len(shape) != 4:
         raise ValueError(f"{op}: {name} has {len(shape)} dimensions, expected 4")
     return shape[0], shape[1], shape[2], shape[3]
 
 
-def _sides(op: str, padding: Padding) -> tuple[Sizes, Sizes]:
-    """((top, bottom), (left, right))."""
-    if not isinstance(padding, int) and len(padding) == 2 and any(isinstance(side, Sequence) for side in padding):
-        rows, columns = padding
-        return _pair(op, "padding", rows, 0), _pair(op, "padding", columns, 0)
-    height, width = _pair(op, "padding", padding, 0)  # type: ignore[arg-type]
-    return (height, height), (width, width)
-
-
 @remembered
 def _windows(
     op: str, kernel_size: Pair, stride: Pair | None, padding: Padding, dilation: Pair
 ) -> tuple[Sizes, Sizes, tuple[Sizes, Sizes], Sizes]:
-    kernel, spread = _pair(op, "kernel_size", kernel_size, 1), _pair(op, "dilation", dilation, 1)
-    pad = _sides(op, padding)
+    kernel, spread = pair(op, "kernel_size", kernel_size, 1), pair(op, "dilation", dilation, 1)
+    top, bottom, left, right = margins(op, padding)
+    pad = (top, bottom), (left, right)
     for side, k, d in zip(pad, kernel, spread, strict=True):
         if max(side) > d * (k - 1):
             raise ValueError(f"{op}: padding is {pad}, expected less than the window of {d * (k - 1) + 1}")
-    return kernel, kernel if stride is None else _pair(op, "stride", stride, 1), pad, spread
+    return kernel, kernel if stride is None else pair(op, "stride", stride, 1), pad, spread
 
 
 @remembered
@@ -127,7 +111,7 @@ def max_pool2d_backward(
 ) -> Array:
     """Gradient of ``max_pool2d``: each value of ``dy`` goes to its window's maximum; ``x_shape`` is (N, H, W, C)."""
     op = "max_pool2d_backward"
-    shape = _image(op, "x_shape", tuple(int(s) for s in x_shape))
+    shape = four(op, "x_shape", x_shape)
     if not isinstance(indices, MaxPoolIndices):
         raise TypeError(f"{op}: indices is a {type(indices).__name__}, expected the MaxPoolIndices of max_pool2d")
     grad = _image(op, "dy", shape_of(op, "dy", dy))
@@ -214,7 +198,7 @@ def avg_pool2d_backward(
 ) -> Array:
     """Gradient of ``avg_pool2d`` with the same windows, for an input of ``x_shape``."""
     op = "avg_pool2d_backward"
-    shape = _image(op, "x_shape", tuple(int(s) for s in x_shape))
+    shape = four(op, "x_shape", x_shape)
     windows = _average_windows(op, *shape[1:3], kernel_size, stride, padding, ceil_mode, count_include_pad)
     return _average_backward(op, dy, shape, *windows, out)
 
@@ -223,14 +207,14 @@ def adaptive_avg_pool2d(x: Array, output_size: Pair, *, out: Array | None = None
     """Means over ``output_size`` windows that share the image out evenly, as torch's function of that name."""
     op = "adaptive_avg_pool2d"
     _, h, w, _ = _image(op, "x", shape_of(op, "x", x))
-    p, q = _pair(op, "output_size", output_size, 1)
+    p, q = pair(op, "output_size", output_size, 1)
     return _average(op, x, _even(h, p), _even(w, q), out)
 
 
 def adaptive_avg_pool2d_backward(dy: Array, *, x_shape: Sequence[int], out: Array | None = None) -> Array:
     """Gradient of ``adaptive_avg_pool2d``, whose output size is ``dy``'s."""
     op = "adaptive_avg_pool2d_backward"
-    shape = _image(op, "x_shape", tuple(int(s) for s in x_shape))
+    shape = four(op, "x_shape", x_shape)
     _, p, q, _ = _image(op, "dy", shape_of(op, "dy", dy))
     return _average_backward(op, dy, shape, _even(shape[1], p), _even(shape[2], q), out)
 
@@ -240,6 +224,7 @@ def global_avg_pool2d(x: Array, *, out: Array | None = None) -> Array:
     op = "global_avg_pool2d"
     n, h, w, c = _image(op, "x", shape_of(op, "x", x))
     out = result_for(op, x, (n, c), out)
+    dtype_of(op, "out", out, "float32")
     _core.average_pool(op, x, _even(h, 1), _even(w, 1), out.reshape(n, 1, 1, c))
     return out
 
@@ -247,8 +232,9 @@ def global_avg_pool2d(x: Array, *, out: Array | None = None) -> Array:
 def global_avg_pool2d_backward(dy: Array, *, x_shape: Sequence[int], out: Array | None = None) -> Array:
     """Gradient of ``global_avg_pool2d``: ``dy`` (N, C) spread over ``x_shape`` (N, H, W, C)."""
     op = "global_avg_pool2d_backward"
-    shape = _image(op, "x_shape", tuple(int(s) for s in x_shape))
+    shape = four(op, "x_shape", x_shape)
     if shape_of(op, "dy", dy) != (shape[0], shape[3]):
         raise ValueError(f"{op}: dy has shape {dy.shape}, expected {(shape[0], shape[3])}")
+    dtype_of(op, "dy", dy, "float32")
     spread = dy.reshape(shape[0], 1, 1, shape[3])
     return _average_backward(op, spread, shape, _even(shape[1], 1), _even(shape[2], 1), out)

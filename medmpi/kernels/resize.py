@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from . import _core
-from .arrays import Array, empty_beside, shape_of
+from .arguments import four, pair
+from .arrays import Array, result_for, shape_of
 
 
 def resize(
@@ -22,13 +23,9 @@ def resize(
     keeps the outermost centres where they are. ValueError on an unknown mode or a size below 1.
     """
     n, _, _, c = _four("resize", "x", x)
-    height, width = (size, size) if isinstance(size, int) else size
-    shape = (n, height, width, c)
-    if min(height, width) < 1:
-        raise ValueError(f"resize: size is ({height}, {width}), expected at least 1")
-    if out is None:
-        out = empty_beside(x, shape)
-    _core.resize(x, out, shape, mode, align_corners)
+    shape = (n, *pair("resize", "size", size, 1), c)
+    out = result_for("resize", x, shape, out)
+    _core.resize(x, out, shape, _mode("resize", mode), align_corners)
     return out
 
 
@@ -42,10 +39,16 @@ def resize_backward(
 ) -> Array:
     """Gradient of :func:`resize` with respect to its input of shape ``x_shape`` (n, h, w, c)."""
     _four("resize_backward", "dy", dy)
-    if out is None:
-        out = empty_beside(dy, x_shape)
-    _core.resize_backward(dy, out, tuple(x_shape), mode, align_corners)
+    shape = four("resize_backward", "x_shape", x_shape)
+    out = result_for("resize_backward", dy, shape, out)
+    _core.resize_backward(dy, out, shape, _mode("resize_backward", mode), align_corners)
     return out
+
+
+def _mode(op: str, mode: str) -> str:
+    if mode not in ("nearest", "bilinear"):
+        raise ValueError(f"{op}: mode is {mode!r}, expected nearest or bilinear")
+    return mode
 
 
 def _four(op: str, name: str, array: Array) -> tuple[int, int, int, int]:

@@ -126,8 +126,9 @@ def test_flat_images():
         ({"clip_limit": -1}, "clip_limit is -1"),
         ({"clip_limit": np.nan}, "clip_limit is nan"),
         ({"tile_grid": 0}, "tile_grid is 0"),
-        ({"tile_grid": (8, 8, 8)}, "expected two whole numbers"),
-        ({"tile_grid": (2.5, 2)}, "expected two whole numbers"),
+        ({"tile_grid": (8, 8, 8)}, "tile_grid is .*, expected an int or a pair"),
+        ({"tile_grid": 2**31 - 1}, "expected fewer tiles"),
+        ({"tile_grid": (2**40, 1)}, "tile_grid is"),
         ({"out": np.zeros((3, 3), np.uint8)}, "out has shape"),
     ],
 )

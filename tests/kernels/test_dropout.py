@@ -78,7 +78,7 @@ def test_errors():
     x = np.ones(4, np.float32)
     with pytest.raises(ValueError, match=r"dropout: p is 1.5\d*, expected 0 <= p <= 1"):
         kernels.dropout(x, 1.5, seed=0)
-    with pytest.raises(ValueError, match=r"dropout: seed is -1, expected 0 <= seed < 2\*\*64"):
+    with pytest.raises(ValueError, match=r"dropout: seed is -1, expected 0 or more"):
         kernels.dropout(x, 0.5, seed=-1)
     with pytest.raises(ValueError, match="dropout_backward: offset is -4"):
         kernels.dropout_backward(x, 0.5, seed=0, offset=-4)

@@ -49,7 +49,7 @@ def test_errors():
     x = np.zeros((1, 4, 4, 1), np.float32)
     with pytest.raises(ValueError, match="mode is 'cubic', expected nearest or bilinear"):
         K.resize(x, 8, mode="cubic")
-    with pytest.raises(ValueError, match="size is \\(0, 3\\)"):
+    with pytest.raises(ValueError, match="resize: size is 0, expected 1 or more"):
         K.resize(x, (0, 3))
     with pytest.raises(ValueError, match="x has 3 dimensions"):
         K.resize(x[0], 8)
