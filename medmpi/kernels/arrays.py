@@ -149,10 +149,10 @@ def shape_of(op: str, name: str, array: Any) -> tuple[int, ...]:
 def dtype_of(op: str, name: str, array: Any, *expected: str) -> str:
     """The name of an array's dtype; TypeError where it is none of those expected."""
     dtype = getattr(array, "dtype", None)
-    if not isinstance(dtype, np.dtype):
-        raise TypeError(f"{op}: {name} is a {type(array).__name__}, expected an array of {' or '.join(expected)}")
-    if dtype.name not in expected or not dtype.isnative:
-        raise TypeError(f"{op}: {name} has dtype {dtype}, expected {' or '.join(expected)}")
+    if not isinstance(dtype, np.dtype) or dtype.name not in expected or not dtype.isnative:
+        what = f"has dtype {dtype}" if isinstance(dtype, np.dtype) else f"is a {type(array).__name__}"
+        kinds = " or ".join(filter(None, [", ".join(expected[:-1]), expected[-1]]))
+        raise TypeError(f"{op}: {name} {what}, expected {kinds}")
     return dtype.name
 
 
