@@ -233,7 +233,7 @@ void pointwise_backward_weight(const Conv2dShape& g, const float* dy, const floa
   const bool turned = g.k < kLanes && g.c > g.k && limit >= kMinChunks;  // vectors of c waste less
   const Plan p = turned ? make_plan(from_dy, from_x, pixels) : make_plan(from_x, from_dy, pixels);
   const int64_t chunks = smaller(smaller(p.blocks, kMaxChunks), limit);
-  if (chunks >= smaller(p.blocks, kMinChunks))
+  if (turned || chunks >= kMinChunks || (chunks == p.blocks && p.outer().units < kMinChunks))
     by_chunks(p, chunks, dweight, turned ? 1 : g.k, turned ? g.k : 1);
   else
     by_units(p, dweight);
