@@ -7,6 +7,8 @@
 // Scratch: slot 0 of the calling thread, the chunks' partial results.
 #include "ops/batchnorm.h"
 
+#include <type_traits>
+
 #include "cpu/moments.h"
 #include "cpu/simd.h"
 #include "cpu/sizes.h"
@@ -119,31 +121,40 @@ struct Affine {
   }
 };
 
-template <bool kResidual, bool kRelu>
+template <bool kResidual, bool kRelu, bool kStream>
 void apply_as(const RowCut& cut, const float* x, const float* gamma, const float* beta, const double* mean,
               const double* rstd, const float* residual, float* y) {
   backwards(cut.chunks, [=](int64_t i) {
     for_blocks(cut, i, [=](int64_t first, int64_t rows, int64_t c0, int64_t c) {
+      alignas(64) [[maybe_unused]] float row[kWideRow];
       Affine f;
       f.set(cut, c0, c, gamma, beta, mean, rstd);
       for_rows(cut, first, rows, c0, c, [&](int64_t at, int64_t w) {
+        float* const to = kStream ? row : y + at;
 #pragma GCC ivdep
         for (int64_t j = 0; j < w; ++j) {
           float v = (x[at + j] - f.shift[j]) * f.scale[j] + f.add[j];
           if constexpr (kResidual) v += residual[at + j];
           if constexpr (kRelu) v = v < 0.0f ? 0.0f : v;
-          y[at + j] = v;
+          to[j] = v;
         }
+        if constexpr (kStream) stream(y + at, row, w);
       });
     });
+    if constexpr (kStream) stream_end();
   });
 }
 
 void apply(int64_t m, int64_t c, const float* x, const float* gamma, const float* beta, const double* mean,
            const double* rstd, const float* residual, bool relu, float* y) {
   const RowCut cut = cut_rows(m, c);
-  const auto run = residual ? (relu ? apply_as<true, true> : apply_as<true, false>)
-                            : (relu ? apply_as<false, true> : apply_as<false, false>);
+  const bool streams = is_far(m * c) && y != x && y != residual;
+  const auto pick = [=](auto stream) {
+    constexpr bool kStream = decltype(stream)::value;
+    return residual ? (relu ? apply_as<true, true, kStream> : apply_as<true, false, kStream>)
+                    : (relu ? apply_as<false, true, kStream> : apply_as<false, false, kStream>);
+  };
+  const auto run = streams ? pick(std::true_type{}) : pick(std::false_type{});
   run(cut, x, gamma, beta, mean, rstd, residual, y);
 }
 

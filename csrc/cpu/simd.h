@@ -3,7 +3,7 @@
 // must never be the copy that the linker keeps for a machine without it.
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__SSE__)
 #include <immintrin.h>
 #endif
 
@@ -46,6 +46,30 @@ MEDMPI_INLINE void store_part(float* p, Vec v, int64_t n) {
   return;
 #endif
   std::memcpy(p, &v, static_cast<size_t>(n) * sizeof(float));
+}
+
+/// to[:count] = from[:count] past the caches, without reading the lines of `to` first: for arrays too large to be found
+/// there by who comes next. Before another thread reads them: stream_end().
+MEDMPI_INLINE void stream(float* to, const float* from, int64_t count) {
+  int64_t i = 0;
+#if defined(__SSE__)
+  if (reinterpret_cast<uintptr_t>(to) % sizeof(Vec) == 0)
+    for (; i + kLanes <= count; i += kLanes) {
+#if defined(__AVX512F__)
+      _mm512_stream_ps(to + i, load(from + i));
+#elif defined(__AVX2__)
+      _mm256_stream_ps(to + i, load(from + i));
+#else
+      _mm_stream_ps(to + i, load(from + i));
+#endif
+    }
+#endif
+  std::memcpy(to + i, from + i, static_cast<size_t>(count - i) * sizeof(float));
+}
+MEDMPI_INLINE void stream_end() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
 }
 
 MEDMPI_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }

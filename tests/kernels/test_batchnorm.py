@@ -164,6 +164,23 @@ def test_in_place_forward_and_backward(rng):
     np.testing.assert_array_equal(dy, dx)
 
 
+@pytest.mark.parametrize(("rows", "channels"), [(70_001, 17), (16_400, 64), (1030, 1030)])
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_large_arrays_are_normalised_as_their_rows_are(host_backend, rng, rows, channels, with_residual, offset):
+    """Outputs too large for the caches are written past them, wherever they begin."""
+    x, gamma, beta = make(rng, (rows, channels))
+    residual = rng.standard_normal(x.shape, dtype=np.float32) if with_residual else None
+    mean, rstd = rng.standard_normal(channels), rng.uniform(0.5, 2, channels)
+    out = poison(x.size + 32)[offset : offset + x.size].reshape(x.shape)
+    y = kernels.batch_norm_apply(x, gamma, beta, mean, rstd, residual=residual, relu=True, out=out)
+    for first in range(0, rows, 7001):
+        part = slice(first, first + 7001)
+        add = None if residual is None else residual[part]
+        alone = kernels.batch_norm_apply(x[part], gamma, beta, mean, rstd, residual=add, relu=True)
+        np.testing.assert_array_equal(y[part], alone)
+
+
 def test_parameter_gradients_accumulate(rng):
     x, gamma, beta = make(rng, (3, 6, 6, 8))
     _, mu, rstd = kernels.batch_norm(x, gamma, beta)
