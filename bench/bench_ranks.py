@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from .bench_train import SGD, Job, torch_model
 from .bench_train import our_step as alone_step
 from .harness import Work
 
-JOBS = (Job("resnet18", 32, 32), Job("mini_xception", 32, 32))
+JOBS = (Job("resnet18", 32, 32), Job("resnet18", 128, 32), Job("mini_xception", 32, 32))
+_OVERLAP = 15  # steps
 
 
 def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool) -> Work:
@@ -34,15 +37,42 @@ def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool)
     update = NodeUpdate(parameters, optimizer, world)
     total = np.array([float(world.size * len(x))])
 
-    def work() -> None:
+    def work() -> GradientBuckets:
         parameters.zero_grad()
         (logits,), saved = graph.forward(x, context=nn.Context(statistics=statistics))
         _, dlogits = loss(logits, labels, denominator=total)
         graph.backward((dlogits,), saved, done=buckets.done)
         buckets.finish()
         update.step()
+        return buckets
 
     return work
+
+
+def overlap(world: World, work: Work) -> dict[str, float]:
+    """What the sum of gradients costs within steps, and what MPI's of as many bytes takes after backward; medians.
+
+    ``hidden``: the share of MPI's time that a step does not take; ``within_backward``: the share of the sum's own work
+    that is done when backward ends.
+    """
+    from mpi4py import MPI
+
+    size = work().edges[-1]
+    seconds: dict[str, list[float]] = {"sum": [], "late": [], "wait": [], "mpi": []}
+    array = np.zeros(size, np.float32)
+    for _ in range(_OVERLAP):
+        buckets = work()
+        for key, value in (("sum", buckets.t_comm), ("late", buckets.t_late), ("wait", buckets.t_wait)):
+            seconds[key].append(max(world.allgather(value)))
+        world.barrier()
+        start = time.perf_counter()
+        world.comm.Allreduce(MPI.IN_PLACE, array)
+        seconds["mpi"].append(max(world.allgather(time.perf_counter() - start)))
+    typical = {key: statistics.median(values) for key, values in seconds.items()}
+    return {
+        "bytes": 4 * float(size), **typical, "hidden": 1 - typical["sum"] / typical["mpi"],
+        "within_backward": 1 - typical["late"] / typical["sum"],
+    }  # fmt: skip
 
 
 def serial_step(job: Job, world: World) -> Work:
@@ -100,21 +130,23 @@ def ranks_main() -> None:
         rng = np.random.default_rng(world.rank)
         x = rng.standard_normal((job.batch // world.size, job.size, job.size, job.channels), dtype=np.float32)
         labels = rng.integers(0, job.classes, len(x))
+        ours = our_step(job, world, x, labels, synchronised=True)
         result = row(
             f"{job.model} {job.size}x{job.size} batch {job.batch}",
             0,
             measure(
                 world,
                 {
-                    "medmpi": our_step(job, world, x, labels, synchronised=True),
+                    "medmpi": ours,
                     "medmpi, statistics per rank": our_step(job, world, x, labels, synchronised=False),
                     "medmpi, one rank": serial_step(job, world),
                     "torch_ddp_nchw": ddp_step(job, x, labels, "nchw"),
                     "torch_ddp_nhwc": ddp_step(job, x, labels, "nhwc"),
                 },
-                4 * options.seconds,
+                max(1, job.batch // 64) * 4 * options.seconds,
             ),
         )
+        result["overlap"] = overlap(world, ours)
         rival = min(t["best"] for name, t in result["timings"].items() if name.startswith("torch"))
         result["ratio"] = round(rival / result["timings"]["medmpi"]["best"], 4)
         result["speed_up"] = {
@@ -126,6 +158,13 @@ def ranks_main() -> None:
         times = "  ".join(f"{name} {t['best'] * 1e3:.1f}" for name, t in result["timings"].items())
         print(f"{result['case']}, {world.size} ranks: {times} ms  x {result['ratio']:.2f}", flush=True)
         print(f"  against one rank: x {result['speed_up']['best']:.2f}, median {result['speed_up']['median']:.2f}")
+        o = result["overlap"]
+        print(
+            f"  sum of {o['bytes'] / 1e6:.1f} MB: {o['sum'] * 1e3:.2f} ms of a step, {o['within_backward']:.0%} of it when"
+            f" backward ends, then {o['wait'] * 1e3:.2f} ms for the slower rank; MPI_Allreduce {o['mpi'] * 1e3:.2f} ms,"
+            f" so {o['hidden']:.0%} of it are saved",
+            flush=True,
+        )
         if options.out is not None:
             from .machine import describe
 

@@ -53,7 +53,7 @@ class GradientBuckets:
     the nodes' sums in their order at the end. With ``wire`` "bf16" those sums travel as bfloat16 (``HalfSums``).
 
     ``t_comm`` and ``t_wait`` are the seconds of the last step spent on adding and on waiting for slower ranks; they
-    also go to ``world.seconds``.
+    also go to ``world.seconds``. ``t_late`` is the part of ``t_comm`` that was left when backward was over.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class GradientBuckets:
     ) -> None:
         self._world, self._grad = world, parameters.grad
         self.edges = bucket_edges(parameters.slices, self._grad.size, bucket_bytes)
-        self.t_comm = self.t_wait = 0.0
+        self.t_comm = self.t_wait = self.t_late = 0.0
         self._bucket_of: dict[str, int] = {}  # nodes without parameters have none
         self._nodes_of = [0] * (len(self.edges) - 1)
         for name, part in parameters.slices.items():
@@ -132,7 +132,7 @@ class GradientBuckets:
         self._reducer.next_step()
         group.leave()
         self._charge(comm, wait)
-        self.t_comm, self.t_wait = self._comm, wait
+        self.t_comm, self.t_wait, self.t_late = self._comm, wait, comm
         self._begin()
 
     def _charge(self, comm: float, wait: float) -> None:
