@@ -21,6 +21,7 @@ FAMILIES = (
     "infer",
     "ranks",
     "plan",
+    "pipeline",
     "memory",
     "allreduce",
     "work",

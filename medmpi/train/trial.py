@@ -87,6 +87,7 @@ class Trial:
         ranks = plan.replicas * plan.stages
         self._part = world.split(0 if world.rank < ranks else 1)
         self._world, self._active = world, world.rank < ranks
+        self.waited = 0.0  # seconds of the last step in which this rank waited for others
         if not self._active:
             return
         self._grid = grid = parallel.Grid(self._part, stages=plan.stages)
@@ -107,13 +108,17 @@ class Trial:
         seconds = 0.0
         self._world.barrier("step")
         if self._active:
-            start = time.perf_counter()
+            start, waited = time.perf_counter(), self._waits()
             self._upkeep.begin()
             self._passes(self._buckets.done)
             self._buckets.finish()
             self._upkeep.end()
             seconds = time.perf_counter() - start
+            self.waited = self._waits() - waited
         return max(self._world.allgather(seconds))
+
+    def _waits(self) -> float:
+        return self._part.seconds["wait"]  # parts of the grid count there
 
     def close(self) -> None:
         """Lets go of the parts' communicators."""
