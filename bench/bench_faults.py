@@ -45,6 +45,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGUSR1)
 LIMIT = 120.0  # seconds in which a run must be over, strikes included; undisturbed it takes a few
 SPANS = 8.0  # or so many times what the undisturbed run took, where the machine is slow
 SLACK = 8.0  # seconds more than the watchdog's, or as long as a run, in which struck ranks must be gone
+# all of these times as many as there are programs to a core: what is waited for needs a core as well
 _TAIL = 4000  # characters of the output of a trial that went wrong
 
 
@@ -96,8 +97,7 @@ def trial(folder: Path, seed: int, span: float, reference: Path) -> Trial:
 def _strike(folder: Path, output: Any, result: Trial, span: float, reference: Path) -> None:
     chance = random.Random(result.seed)
     left = chance.randint(1, 3)
-    limit = max(LIMIT, SPANS * span)
-    end = time.monotonic() + limit
+    begin = time.monotonic()
     resume: tuple[str, ...] = ()
     while True:
         result.starts += 1
@@ -116,7 +116,8 @@ def _strike(folder: Path, output: Any, result: Trial, span: float, reference: Pa
             result.seconds.append(_until_gone(folder, ranks[victim], result, TIMEOUT + max(SLACK, span)))
             _check_readable(folder, result)
         try:
-            code = process.wait(max(1.0, end - time.monotonic()))
+            limit = max(LIMIT, SPANS * span) * _programs()
+            code = process.wait(max(1.0, begin + limit - time.monotonic()))
         except subprocess.TimeoutExpired:
             result.problems.append(f"still running after {limit:.0f} s: {_doing(list(ranks_in(folder)))}")
             process.kill()
@@ -150,6 +151,11 @@ def _catches(pid: int, number: signal.Signals) -> bool:
     return bool(caught >> (number - 1) & 1)
 
 
+def _programs() -> float:
+    """How many programs want each core, one at least."""
+    return max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+
+
 def _pause(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Waits; whether the run is over before that."""
     try:
@@ -163,7 +169,7 @@ def _until_gone(folder: Path, job: str, result: Trial, limit: float) -> float:
     """Seconds until no rank of the start that was struck is left."""
     begin, late = time.monotonic(), False
     while left := [pid for pid, start in ranks_in(folder).items() if start == job]:
-        if time.monotonic() - begin > limit * (3 if late else 1):
+        if time.monotonic() - begin > limit * _programs() * (3 if late else 1):
             when = f"ranks still there after {time.monotonic() - begin:.0f} s"
             result.problems.append(f"{result.strikes[-1]}: {when}: {_doing(left)}")
             if late:

@@ -160,9 +160,9 @@ def ranks_main() -> None:
         print(f"  against one rank: x {result['speed_up']['best']:.2f}, median {result['speed_up']['median']:.2f}")
         o = result["overlap"]
         print(
-            f"  sum of {o['bytes'] / 1e6:.1f} MB: {o['sum'] * 1e3:.2f} ms of a step, {o['within_backward']:.0%} of it when"
-            f" backward ends, then {o['wait'] * 1e3:.2f} ms for the slower rank; MPI_Allreduce {o['mpi'] * 1e3:.2f} ms,"
-            f" so {o['hidden']:.0%} of it are saved",
+            f"  sum of {o['bytes'] / 1e6:.1f} MB: {o['sum'] * 1e3:.2f} ms of a step, {o['within_backward']:.0%} done"
+            f" when backward ends, then {o['wait'] * 1e3:.2f} ms for the slower rank; MPI_Allreduce"
+            f" {o['mpi'] * 1e3:.2f} ms, so {o['hidden']:.0%} of it are saved",
             flush=True,
         )
         if options.out is not None:

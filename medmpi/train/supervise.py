@@ -90,7 +90,12 @@ class _Attempt(threading.Thread):
         """What happened, in one line."""
         if self.said:
             return self.said[0]
-        how = f"ended by {signal.Signals(code & 127).name}" if is_signal(code) else f"ended with exit code {code}"
+        # MPICH's mpirun mixes the numbers of the signals that ranks died of, of its own SIGKILL for the others too
+        how = (
+            f"ended by a signal (mpirun: {signal.Signals(code & 127).name})"
+            if is_signal(code)
+            else f"ended with exit code {code}"
+        )
         return f"{' or '.join(self.first) if self.first else 'a rank'} was {how}"
 
 
