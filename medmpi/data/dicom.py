@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import codestream, decoder
+from .dicom_native import read_native, syntax_of
 from .errors import DataError, MissingPackage, guarded
 from .medical import LARGEST_PIXELS, Header, MedicalImage
 
@@ -26,6 +27,8 @@ _LARGEST_BYTES = 2 << 30  # of all frames, decoded
 _LARGEST_INFLATED = 256 << 20
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _RLE = "1.2.840.10008.1.2.5"
+_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", _BIG_ENDIAN)
 _JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 _UNDEFINED = 0xFFFFFFFF
 _ADVICE = "fetch it again, or take it out"
@@ -47,6 +50,7 @@ class _Found:
     photometric: str
     pixels_at: int
     pixels_length: int
+    whole_numbers: bool
 
 
 def read_dicom_header(file: Path) -> Header:
@@ -101,17 +105,17 @@ def _read_header(file: Path) -> _Found:
     if size < 8:
         raise DataError(file, f"it has {size} bytes, not DICOM", _ADVICE)
     with file.open("rb") as opened:
-        head = opened.read(132)
-        if head[128:] != b"DICM" and head[:2] not in (b"\x02\0", b"\x08\0"):
+        head = opened.read(4096)
+        if head[128:132] != b"DICM" and head[:2] not in (b"\x02\0", b"\x08\0"):
             raise DataError(file, "it is not DICOM (no DICM at byte 128)", "convert it, or take it out")
         opened.seek(0)
-        inflated = _check_deflated(pydicom, file, opened)
+        inflated = _check_deflated(pydicom, file, opened, head)
         opened.seek(0)
         dataset = pydicom.dcmread(opened, stop_before_pixels=True, force=True)
         at = opened.tell()
         syntax = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
         if not syntax:
-            if head[128:] == b"DICM":
+            if head[128:132] == b"DICM":
                 raise DataError(file, "its transfer syntax is missing", _ADVICE)
             syntax = "1.2.840.10008.1.2"
         uid = pydicom.uid.UID(syntax)
@@ -124,11 +128,11 @@ def _read_header(file: Path) -> _Found:
         photometric = str(dataset.get("PhotometricInterpretation", "") or "").strip()
         _check_sizes(file, rows, columns, frames, samples, allocated, photometric)
         if inflated is not None:
-            start, length, compressed = 0, inflated, False
+            start, length, compressed, whole = 0, inflated, False, False
         else:
-            start, length, compressed = _pixel_element(file, opened, at, size, uid)
+            start, length, compressed, whole = _pixel_element(file, opened, at, size, uid)
     found = _Found(
-        dataset, syntax, compressed, frames, rows, columns, samples, photometric, start, length
+        dataset, syntax, compressed, frames, rows, columns, samples, photometric, start, length, whole
     )  # fmt: skip
     if not compressed:
         needed = _native_bytes(rows, columns, frames, samples, allocated, photometric)
@@ -167,8 +171,12 @@ def _check_sizes(
         raise DataError(file, f"its {frames} frames claim {total:,} bytes", f"at most {_LARGEST_BYTES:,}: split it")
 
 
-def _check_deflated(pydicom: Any, file: Path, opened: BinaryIO) -> int | None:
+def _check_deflated(pydicom: Any, file: Path, opened: BinaryIO, head: bytes) -> int | None:
     """Bytes that a deflated file unpacks to (an upper bound of its pixels), counted without keeping them."""
+    if head[128:132] == b"DICM":
+        syntax = syntax_of(head)
+        if syntax is not None and syntax != _DEFLATED:
+            return None
     try:
         meta = pydicom.filereader.read_file_meta_info(str(file))
     except Exception:  # not DICOM, or no meta information: the reader proper will tell
@@ -190,8 +198,8 @@ def _check_deflated(pydicom: Any, file: Path, opened: BinaryIO) -> int | None:
     return total
 
 
-def _pixel_element(file: Path, opened: BinaryIO, at: int, size: int, uid: Any) -> tuple[int, int, bool]:
-    """Where the value of the pixel element begins, its length, and whether it consists of fragments."""
+def _pixel_element(file: Path, opened: BinaryIO, at: int, size: int, uid: Any) -> tuple[int, int, bool, bool]:
+    """Where the value of the pixel element begins, its length, whether it is of fragments, and of whole numbers."""
     opened.seek(at)
     head = opened.read(12)
     order = "<" if uid.is_little_endian else ">"
@@ -207,12 +215,12 @@ def _pixel_element(file: Path, opened: BinaryIO, at: int, size: int, uid: Any) -
     if uid.is_encapsulated:
         if length != _UNDEFINED:
             raise DataError(file, "its compressed pixels have a fixed length", "convert it again")
-        return start, size - start, True
+        return start, size - start, True, True
     if length == _UNDEFINED:
         raise DataError(file, "its pixels have no length although they are not compressed", _ADVICE)
     if start + length > size:
         raise DataError(file, f"it is truncated: {size - start} of {length} bytes of pixels are there", _ADVICE)
-    return start, length, False
+    return start, length, False, element == 0x10
 
 
 def _native_bytes(rows: int, columns: int, frames: int, samples: int, allocated: int, photometric: str) -> int:
@@ -271,7 +279,8 @@ def _read(file: Path) -> MedicalImage:
         _check_fragments(file, found)
         pixels = decoder.decode(str(file))
     else:
-        pixels = decode_here(str(file))
+        plain = _plain(file, found)
+        pixels = decode_here(str(file)) if plain is None else plain
     pixels = np.asarray(pixels).reshape(found.frames, found.rows, found.columns, -1)
     if pixels.dtype.byteorder == ">":
         pixels = pixels.astype(pixels.dtype.newbyteorder("="))
@@ -301,6 +310,26 @@ def _read(file: Path) -> MedicalImage:
         inverted=found.photometric == "MONOCHROME1",
         group=_patient(dataset),
         tags={n: str(dataset.get(n, "")) for n in ("Modality", "SOPInstanceUID", "SeriesInstanceUID")},
+    )
+
+
+def _plain(file: Path, found: _Found) -> NDArray[Any] | None:
+    """Grey pixels of 8 or 16 bits as they lie in the file; None for all others."""
+    dataset = found.dataset
+    allocated, stored, high, sign = (
+        _whole(file, dataset, name, 0, 64, missing=-1)
+        for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    )
+    if found.photometric not in _GREY or found.syntax not in _NATIVE or allocated not in (8, 16):
+        return None
+    little = found.syntax != _BIG_ENDIAN
+    if not little and allocated == 8:  # in words, whose bytes are swapped
+        return None
+    if not 1 <= stored <= allocated or high not in (-1, stored - 1) or sign not in (0, 1) or not found.whole_numbers:
+        return None
+    shape = found.frames, found.rows, found.columns
+    return read_native(
+        file, found.pixels_at, shape, allocated=allocated, stored=stored, signed=sign == 1, little=little
     )
 
 

@@ -134,6 +134,13 @@ def images_below(folder: Path) -> list[Path]:
     return sorted((f for f in files if is_image(f)), key=lambda f: f.relative_to(folder).as_posix())
 
 
+def outside(files: list[Path], folder: Path) -> list[Path]:
+    """Those that do not lie in the folder, by whatever links."""
+    resolved = folder.resolve()
+    inside = {parent: parent.resolve().is_relative_to(resolved) for parent in {f.parent for f in files}}
+    return [f for f in files if not inside[f.parent]]
+
+
 def _raise(error: OSError) -> None:
     """os.walk leaves out what it may not read, unless told to fail."""
     raise error

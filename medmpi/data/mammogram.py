@@ -30,23 +30,40 @@ def breast_mask(image: Images) -> NDArray[np.bool_]:
     The threshold is halved towards the background, since skin and fat are dark; labels and markers, which are smaller
     than the breast, fall away. All True for an image of one value.
     """
+    h, w = image.shape
+    part, step = _breast_part(image)
+    return np.repeat(np.repeat(part, step, axis=0), step, axis=1)[:h, :w]
+
+
+def breast_box(image: Images) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of ``breast_mask``; all of the image where it shows none."""
+    h, w = image.shape
+    part, step = _breast_part(image)
+    rows, columns = np.flatnonzero(part.any(axis=1)), np.flatnonzero(part.any(axis=0))
+    if not len(rows):
+        return 0, 0, h, w
+    bottom, right = min((int(rows[-1]) + 1) * step, h), min((int(columns[-1]) + 1) * step, w)
+    return int(rows[0]) * step, int(columns[0]) * step, bottom, right
+
+
+def _breast_part(image: Images) -> tuple[NDArray[np.bool_], int]:
+    """The mask of every so many-th pixel of every so many-th row, and how many."""
     from medmpi import kernels
 
-    h, w = image.shape
-    step = max(1, max(h, w) // 256)
+    step = max(1, max(image.shape) // 256)
     small = np.ascontiguousarray(image[::step, ::step])
     if small.min() == small.max():
-        return np.ones((h, w), dtype=bool)
+        return np.ones(small.shape, dtype=bool), step
     threshold = (float(kernels.otsu_threshold(small)) + float(small.min())) / 2
-    part = largest_part(small > threshold)
-    return np.repeat(np.repeat(part, step, axis=0), step, axis=1)[:h, :w]
+    return largest_part(small > threshold), step
 
 
 def largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The largest 4-connected part of a mask (h, w), by runs of rows and union-find."""
     padded = np.zeros((mask.shape[0], mask.shape[1] + 2), np.int8)
     padded[:, 1:-1] = mask
-    rows, edges = (found.reshape(-1, 2) for found in np.nonzero(np.diff(padded, axis=1)))
+    changes = np.flatnonzero(np.diff(padded, axis=1))
+    rows, edges = (found.reshape(-1, 2) for found in np.divmod(changes, padded.shape[1] - 1))
     runs = list(zip(rows[:, 0].tolist(), edges[:, 0].tolist(), edges[:, 1].tolist(), strict=True))
     parent = list(range(len(runs)))
     above = 0  # the first run that may touch the present one from the row above

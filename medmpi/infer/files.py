@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medmpi.data.folder import images_below
+from medmpi.data.folder import images_below, outside
 from medmpi.data.readers import name_of
 from medmpi.infer.options import Options
 from medmpi.infer.process import Processor, Result, state_of
@@ -41,7 +41,7 @@ def find_items(inputs: tuple[str, ...], out: Path) -> list[Item]:
         if path.is_file():
             found.append(Item(path, name_of(path)))
         elif path.is_dir():
-            files = [f for f in images_below(path) if not f.resolve().is_relative_to(out.resolve())]
+            files = outside(images_below(path), out)
             found += [Item(f, f.relative_to(path).with_name(name_of(f)).as_posix()) for f in files]
         else:
             raise Failure(f"{path}: no such file or folder", USAGE)

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from medmpi.data.folder import images_below
+from medmpi.data.folder import images_below, outside
 from medmpi.data.readers import name_of
 from medmpi.infer.process import state_of
 
@@ -131,9 +131,7 @@ class Watched:
     def next(self) -> tuple[Path, str, float] | None:
         now, found = time.monotonic(), None
         self._waiting = 0
-        for file in images_below(self.folder):
-            if file.resolve().is_relative_to(self.out.resolve()):
-                continue
+        for file in outside(images_below(self.folder), self.out):
             state = state_of(file)
             known = self._seen.get(file)
             if known is None or known[0] != state:

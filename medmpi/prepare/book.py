@@ -51,8 +51,8 @@ class Book:
 
     def close(self) -> None:
         if self._file is not None:
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with self._file:
+                os.fsync(self._file.fileno())
             self._file = None
 
 

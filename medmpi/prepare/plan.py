@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medmpi.data.dataset import SPLITS
-from medmpi.data.folder import SPLIT_FOLDERS, images_below
+from medmpi.data.folder import SPLIT_FOLDERS, images_below, outside
 from medmpi.data.readers import name_of
 from medmpi.prepare.options import Options
 from medmpi.train.failure import USAGE, Failure
@@ -103,7 +103,7 @@ def _shards(items: list[Item], most: int, masks: bool) -> list[Unit]:
 
 
 def _of_folder(folder: Path, out: Path) -> list[Item]:
-    files = [f for f in images_below(folder) if not f.resolve().is_relative_to(out.resolve())]
+    files = outside(images_below(folder), out)
     masks = {
         place.parent / "images" / f.relative_to(place).with_name(name_of(f)): f
         for place in {f for name in _MASKS for f in folder.rglob(name) if f.is_dir() and (f.parent / "images").is_dir()}

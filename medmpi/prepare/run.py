@@ -162,11 +162,12 @@ def _finish(
             "classes": list(classes),
             "mean_and_std": None if statistics is None else list(statistics),
             "bad": bad,
-            "units": plain,
         }
         if options.format == "hdf5":
             manifest["shards"] = [o for record in records for o in record["outputs"]]
-        write_whole(out / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+        # A unit a line: Python indents JSON slowly, and every rank would wait for it.
+        lines = ",\n".join(map(json.dumps, plain))
+        write_whole(out / "manifest.json", f'{json.dumps(manifest, indent=1)[:-2]},\n "units": [\n{lines}\n]}}\n')
     return bad
 
 

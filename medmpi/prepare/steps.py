@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import kernels
-from medmpi.data.mammogram import breast_mask
+from medmpi.data.mammogram import breast_box
 from medmpi.data.medical import Levels, MedicalImage, parse_window, to_levels
 from medmpi.prepare.options import Options, crop_size
 
@@ -167,11 +167,10 @@ def _box(pixels: Pixels, crop: str) -> tuple[int, int, int, int]:
         ch, cw = min(size[0], h), min(size[1], w)
         return (h - ch) // 2, (w - cw) // 2, (h - ch) // 2 + ch, (w - cw) // 2 + cw
     grey = pixels[..., 0] if pixels.shape[2] == 1 else pixels.mean(axis=2).astype(pixels.dtype)
-    mask = breast_mask(grey if grey.dtype == np.uint8 else (grey >> 8).astype(np.uint8))
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows):
-        return 0, 0, h, w
+    found = breast_box(grey if grey.dtype == np.uint8 else (grey >> 8).astype(np.uint8))
+    if found == (0, 0, h, w):
+        return found
     margin = max(1, max(h, w) // 100)
-    top, bottom = max(int(rows[0]) - margin, 0), min(int(rows[-1]) + 1 + margin, h)
-    left, right = max(int(columns[0]) - margin, 0), min(int(columns[-1]) + 1 + margin, w)
+    top, left = max(found[0] - margin, 0), max(found[1] - margin, 0)
+    bottom, right = min(found[2] + margin, h), min(found[3] + margin, w)
     return top, left, bottom, right

@@ -66,10 +66,12 @@ class Worker:
 
     def close(self) -> None:
         """Waits until all results are on disk and in the book; OSError if the disk does not take them."""
-        if self._error is not None:
-            raise self._error
-        self._writer.close()
-        self._book.close()
+        try:
+            self._writer.close()
+            if self._error is not None:
+                raise self._error
+        finally:
+            self._book.close()
 
     def __call__(self, unit: Unit) -> Record:
         """The unit's record, as JSON: key, inputs, outputs with their hashes, bad files, moments, seconds.

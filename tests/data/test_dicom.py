@@ -9,6 +9,7 @@ from dicom_files import random_pixels, write_dicom
 
 from medmpi.data import DataError, Levels, open_dataset, read_header, read_image, to_levels
 from medmpi.data.dicom import decode_here
+from medmpi.data.dicom_native import syntax_of
 from medmpi.data.medical import parse_window
 
 pydicom = pytest.importorskip("pydicom")
@@ -153,3 +154,68 @@ def test_broken_files_are_skipped_and_named(tmp_path):
     assert len(dataset.skipped) == 1
     assert "2.dcm" in dataset.skipped[0]
     assert "1 bad files skipped" in dataset.describe()
+
+
+PLAIN = [
+    (allocated, stored, signed, syntax)
+    for syntax in ("ImplicitVRLittleEndian", "ExplicitVRLittleEndian", "ExplicitVRBigEndian")
+    for allocated, stored in ((8, 3), (8, 8), (16, 3), (16, 12), (16, 16))
+    for signed in (False, True)
+    if allocated == 16 or not syntax.endswith("BigEndian")
+]
+
+
+@pytest.mark.parametrize(("allocated", "stored", "signed", "syntax"), PLAIN)
+def test_plain_pixels_are_those_of_pydicom(tmp_path, allocated, stored, signed, syntax):
+    """What is read straight from the file, noise in the unused bits included."""
+    uid = getattr(pydicom.uid, syntax)
+    dtype = np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    pixels = np.random.default_rng(stored).integers(0, 256, (3, 6, 4 * dtype.itemsize), np.uint8).view(dtype)
+    little = not syntax.endswith("BigEndian")
+    file = tmp_path / "x.dcm"
+    _as_it_is(file, pixels, uid, stored, signed=signed, little=little)
+    found = read_image(file).pixels[..., 0]
+    expected = decode_here(str(file))
+    assert found.dtype == expected.dtype.newbyteorder("=")
+    assert np.array_equal(found, expected)
+    if little:  # without noise, too
+        _as_it_is(file, pixels & dtype.type(2 ** (stored - 1) - 1), uid, stored, signed=signed, little=True)
+        assert np.array_equal(read_image(file).pixels[..., 0], decode_here(str(file)))
+
+
+def _as_it_is(file, pixels, uid, stored, *, signed, little):
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    meta.TransferSyntaxUID = uid
+    encoding = {"is_implicit_VR": uid.is_implicit_VR, "is_little_endian": little}
+    dataset = FileDataset(str(file), {}, file_meta=meta, preamble=b"\0" * 128, **encoding)
+    dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    dataset.NumberOfFrames, dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * pixels.dtype.itemsize, stored, stored - 1
+    dataset.PixelRepresentation = int(signed)
+    dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder("<" if little else ">")).tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(file, implicit_vr=uid.is_implicit_VR, little_endian=little, enforce_file_format=True)
+
+
+def test_a_syntax_behind_another_one_is_not_hidden(tmp_path):
+    """What says first that it is plain and then that it is deflated is given to pydicom's own reading."""
+    head = bytes(128) + b"DICM"
+
+    def element(number, text, kind=b"UI"):
+        return b"\x02\0" + number.to_bytes(2, "little") + kind + len(text).to_bytes(2, "little") + text
+
+    plain, deflated = b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"
+    rest = b"\x08\0\x16\0UI\x02\x001\0"
+    assert syntax_of(head + element(0x10, plain) + rest) == plain[:-1].decode()
+    assert syntax_of(head + element(0x10, deflated) + rest) == deflated.decode()
+    for odd in (
+        element(0x10, plain) + element(0x10, deflated) + rest,  # twice
+        element(0x10, plain),  # without an end
+        element(0x10, plain, b"u?") + rest,
+        element(0x10, plain) + b"\x01\0" + rest,  # a group before it
+    ):
+        assert syntax_of(head + odd) is None
