@@ -158,13 +158,22 @@ void products(const Plan& p, int64_t depth, int64_t part, int64_t panel, const f
               float* dweight) {
   const int64_t t0 = p.row_tiles * part / p.parts, t1 = p.row_tiles * (part + 1) / p.parts;
   const int64_t first = tile_begin(p.g.c, p.row_tiles, t0), rows = tile_begin(p.g.c, p.row_tiles, t1) - first;
-  for (int64_t point = 0; point < kPoints; ++point)
+  // the gradient comes from memory in short runs, which hardware does not foresee
+  const int64_t lines = is_far(4 * Taps * Taps * p.g.c * p.g.k) ? Taps * Taps * rows : 0;
+  const int64_t last = smaller(kPanel, p.g.k - panel * kPanel) - 1;
+  for (int64_t point = 0; point < kPoints; ++point) {
+    for (int64_t i = lines * point / kPoints; i < lines * (point + 1) / kPoints; ++i) {
+      const float* const at = dweight + (i / rows * p.g.c + first + i % rows) * p.g.k + panel * kPanel;
+      __builtin_prefetch(at, 1, 2);
+      __builtin_prefetch(at + last, 1, 2);
+    }
     for (int64_t t = t0; t < t1; ++t) {
       const int64_t row = tile_begin(p.g.c, p.row_tiles, t), end = tile_begin(p.g.c, p.row_tiles, t + 1);
       kProducts[end - row - 1](depth, tx + point * p.x_point + row, p.x_row,
                                tdy + point * p.dy_point + panel * p.block * kPanel,
                                u + point * p.u_point + (row - first) * kPanel);
     }
+  }
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t v = 0; v < kPanel; v += kLanes) {
       const int64_t k = panel * kPanel + v, count = p.g.k - k;
