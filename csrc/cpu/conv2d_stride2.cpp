@@ -215,16 +215,12 @@ void run(Problem& p) {
   p.tiles = p.n * p.tiles_h * p.tiles_w;
   if (p.tiles == 0) return;
   p.blocks = ceil_div(p.c, kPack);
-  const int64_t threads = omp_get_max_threads(), wide = ceil_div(p.k, kWide);
+  const int64_t wide = ceil_div(p.k, kWide);
   const bool keep = weights_are_kept() || kClasses * p.c * p.k * 4 <= kWeightBytes;
   p.depth = smaller(kPieceChannels, p.c);
   const int64_t most = kBlockBytes / (kPoints * (p.blocks * kPack + kWide) * 4);
   int64_t capacity = larger(most, keep ? kTilePixels : kLeastTiles);
-  int64_t count = ceil_div(p.tiles, capacity), parts = 1;
-  if (keep || wide < threads)
-    count = smaller(ceil_div(count, threads) * threads, p.tiles);
-  else if (count % threads)
-    parts = threads;
+  const auto [count, parts] = share_tiles(p.tiles, capacity, wide, keep);
   capacity = ceil_div(p.tiles, count);
   Step* steps = static_cast<Step*>(scratch(kSlotLists, static_cast<size_t>(p.blocks) * sizeof(Step)));
   for (int64_t b = 0; b < p.blocks; ++b)

@@ -243,17 +243,13 @@ void run(Problem& p) {
   p.tiles_h = ceil_div(p.oh, p.out), p.tiles_w = ceil_div(p.ow, p.out), p.tiles = p.n * p.tiles_h * p.tiles_w;
   if (p.tiles == 0) return;
   p.blocks = ceil_div(p.c, kPack);
-  const int64_t threads = omp_get_max_threads(), wide = ceil_div(p.k, kWide);
+  const int64_t wide = ceil_div(p.k, kWide);
   const bool keep = weights_are_kept() || kPoints * p.c * p.k * 4 <= kWeightBytes;
   p.depth = smaller(keep ? 2 * kPieceChannels : kPieceChannels, p.c);
   Cut cut{};
   const int64_t most = (Taps == 3 ? kBlockBytes : kBlockBytes / 2) / (kPoints * (p.blocks * kPack + kWide) * 4);
   cut.capacity = larger(most / kTilePixels * kTilePixels, keep ? 2 * kTilePixels : kLeastTiles);
-  int64_t count = ceil_div(p.tiles, cut.capacity), parts = 1;
-  if (keep || wide < threads)
-    count = smaller(ceil_div(count, threads) * threads, p.tiles);
-  else if (count % threads)
-    parts = threads;
+  const auto [count, parts] = share_tiles(p.tiles, cut.capacity, wide, keep);
   cut.capacity = ceil_div(p.tiles, count);
   cut.v_point = p.blocks * cut.capacity * kPack + kPadding;
   Step* steps = static_cast<Step*>(scratch(kSlotLists, static_cast<size_t>(p.blocks) * sizeof(Step)));

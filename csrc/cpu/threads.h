@@ -20,5 +20,20 @@ inline void for_chunks(int64_t n, int64_t chunk, const Body& body) {
   for (int64_t i = 0; i < chunks; ++i) body(i * chunk, i * chunk + chunk < n ? i * chunk + chunk : n);
 }
 
+/// How `tiles` go to threads, at most `capacity` in a block: whole blocks, or each block in parts of its `panels`.
+struct TileShare {
+  int64_t blocks, parts;
+};
+
+/// Parts transform the inputs of their block once each; weights that are not `kept` are transformed for each block.
+inline TileShare share_tiles(int64_t tiles, int64_t capacity, int64_t panels, bool kept) {
+  const int64_t threads = omp_get_max_threads(), blocks = (tiles + capacity - 1) / capacity;
+  if (kept || panels < threads || blocks > threads) {
+    const int64_t even = (blocks + threads - 1) / threads * threads;
+    return {even < tiles ? even : tiles, 1};
+  }
+  return {blocks, blocks % threads ? threads : 1};
+}
+
 }  // namespace
 }  // namespace medmpi::MEDMPI_ISA
