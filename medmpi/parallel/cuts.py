@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 UNWANTED = 1e6  # seconds to add to the transfer at a place where nothing should be cut unless it must
 
@@ -45,8 +45,3 @@ def balanced_cuts(
     if best[n][0] == float("inf"):
         raise ValueError(f"balanced_cuts: no {stages} stages fit the memory, expected more stages or smaller batches")
     return list(best[n][2][1:])
-
-
-def stage_seconds(seconds: Sequence[float], cuts: Sequence[int]) -> list[float]:
-    """What each stage's nodes take."""
-    return [sum(seconds[a:b]) for a, b in pairwise([0, *cuts, len(seconds)])]

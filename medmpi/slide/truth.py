@@ -172,13 +172,6 @@ def open_truth(path: Path) -> Truth:
     return MaskImage(path) if path.suffix.lower() in (".tif", ".tiff") else read_annotation(path)
 
 
-def truth_mask(path: Path, shape: tuple[int, int], downsample: float) -> NDArray[np.bool_]:
-    """The truth of a slide at 1/``downsample``, from polygons or a mask image."""
-    if path.suffix.lower() in (".tif", ".tiff"):
-        return read_mask(path, shape)
-    return read_annotation(path).mask(shape, downsample)
-
-
 def find_truth(folder: Path, names: Sequence[str], *, but: Path | None = None) -> Path | None:
     """The annotation of a slide: a file of one of its names, by name and never by order. DataError where two fit.
 

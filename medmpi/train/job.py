@@ -264,7 +264,7 @@ def open_data(options: Options, say: Callable[[str], None] | None = None) -> Dat
     except DataError as error:
         raise Failure(str(error), BAD_DATA) from error
     except ValueError as error:
-        raise Failure(f"--data {options.data}: {error}", USAGE) from error
+        raise Failure(f"--data {options.data}: {str(error).removeprefix('open_dataset: ')}", USAGE) from error
     if len(dataset.splits["train"]) == 0:
         raise Failure(f"--data {options.data}: the training split is empty", BAD_DATA)
     if (dataset.task == "segmentation") != (options.model == "unet"):
@@ -305,7 +305,8 @@ def network_of(options: Options, dataset: Dataset) -> nn.Graph:
             width=options.width,
         )
     except ValueError as error:
-        raise Failure(str(error), USAGE) from error
+        text = str(error).removeprefix("build: ").replace("image_size is", "--image-size is", 1)
+        raise Failure(text, USAGE) from error
     graph = graph.fuse() if options.fuse else graph.unfuse()
     freeze(graph, options.freeze)
     return graph

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medmpi import kernels
+from tests.kernels.convolutions import (
+    WINOGRAD,
+    check_everything,
+    close,
+    integers,
+    poison,
+    reference,
+    torch_gradients,
+    window_of,
+)
 from tests.kernels.staged import HOST_BACKENDS
-
-EPS = float(np.finfo(np.float32).eps)
 
 
 @pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
@@ -23,62 +29,6 @@ def backend(request):
     kernels.use_backend(before)
 
 
-def reference(x, weight, stride=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1):
-    """conv2d in float64."""
-    x, weight = np.pad(x.astype(np.float64), ((0, 0), *padding, (0, 0))), weight.astype(np.float64)
-    r, s, gc, k = weight.shape
-    rows = (x.shape[1] - dilation[0] * (r - 1) - 1) // stride[0] + 1
-    columns = (x.shape[2] - dilation[1] * (s - 1) - 1) // stride[1] + 1
-    y = np.zeros((x.shape[0], rows, columns, k))
-    for i, j, g in itertools.product(range(r), range(s), range(groups)):
-        top, left, out = i * dilation[0], j * dilation[1], slice(g * k // groups, (g + 1) * k // groups)
-        taken = x[:, top : top + rows * stride[0] : stride[0], left : left + columns * stride[1] : stride[1]]
-        y[..., out] += taken[:, :rows, :columns, g * gc : (g + 1) * gc] @ weight[i, j, :, out]
-    return y
-
-
-def poison(*shape):
-    return np.full(shape, np.nan, np.float32)
-
-
-def integers(rng, *shape):
-    """Small integers: every sum is exact, whatever its order."""
-    return rng.integers(-4, 5, shape).astype(np.float32)
-
-
-def bound(length):
-    """Relative to the largest result: 2 sqrt(n) roundings in a sum of n, at least 16."""
-    return EPS * max(16.0, 2.0 * length**0.5)
-
-
-WINOGRAD = 1e-5  # relative to the largest result
-
-
-def close(got, want, limit, floor=1e-30):
-    assert got.shape == want.shape
-    assert np.isfinite(got).all()
-    if want.size:
-        assert np.abs(got - want).max() <= limit * max(np.abs(want).max(), floor)
-
-
-def torch_gradients(x, weight, dy, **window):
-    """y, dx, dweight by torch in float64, in our layouts."""
-    torch = pytest.importorskip("torch")
-    window = {**window}
-    padding = window.pop("padding", ((0, 0), (0, 0)))
-    tx = torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2).contiguous().requires_grad_()
-    tw = torch.tensor(weight, dtype=torch.float64).permute(3, 2, 0, 1).contiguous().requires_grad_()
-    padded = torch.nn.functional.pad(tx, (*padding[1], *padding[0]))
-    y = torch.nn.functional.conv2d(padded, tw, **window)
-    y.backward(torch.tensor(dy, dtype=torch.float64).permute(0, 3, 1, 2).contiguous())
-    return (
-        y.detach().permute(0, 2, 3, 1).numpy(),
-        tx.grad.permute(0, 2, 3, 1).numpy(),
-        tw.grad.permute(2, 3, 1, 0).numpy(),
-    )
-
-
-# n, h, w, c, r, s, k, stride, padding, dilation, groups: the models' own layers (smaller batches), then awkward ones
 CASES = [
     (2, 32, 32, 3, 3, 3, 64, 1, 1, 1, 1),
     (2, 16, 16, 64, 3, 3, 64, 1, 1, 1, 1),
@@ -130,38 +80,6 @@ CASES = [
 ]
 
 
-def window_of(stride, padding, dilation, groups):
-    pair = lambda v: v if isinstance(v, tuple) else (v, v)  # noqa: E731
-    if not isinstance(padding, tuple):
-        padding = ((padding, padding), (padding, padding))
-    return {"stride": pair(stride), "padding": padding, "dilation": pair(dilation), "groups": groups}
-
-
-def check_everything(rng, make, n, h, w, c, r, s, k, window, *, exact):
-    """Forward and both gradients on outputs full of NaN."""
-    x, weight, bias = make(rng, n, h, w, c), make(rng, r, s, c // window["groups"], k), make(rng, k)
-    y = reference(x, weight, **window)
-    dy = make(rng, *y.shape)
-    _, dx, dweight = torch_gradients(x, weight, dy, **window)
-    algo = "direct" if exact else "auto"
-    got_y = kernels.conv2d(x, weight, bias, **window, algo=algo, out=poison(*y.shape))
-    got_relu = kernels.conv2d(x, weight, bias, **window, algo=algo, relu=True, out=poison(*y.shape))
-    got_dx = kernels.conv2d_backward_data(dy, weight, x_shape=x.shape, **window, algo=algo, out=poison(*x.shape))
-    start = make(rng, *weight.shape)
-    got_dweight = kernels.conv2d_backward_weight(
-        dy, x, weight_shape=weight.shape, **window, algo=algo, out=start.copy()
-    )
-    np.testing.assert_array_equal(got_relu, np.where(got_y < 0, np.float32(0), got_y))
-    if exact:
-        np.testing.assert_array_equal(got_y, y + bias)
-        np.testing.assert_array_equal(got_dx, dx)
-        np.testing.assert_array_equal(got_dweight, start + dweight)
-    else:
-        close(got_y, y + bias, max(WINOGRAD, bound(r * s * weight.shape[2])))
-        close(got_dx, dx, max(WINOGRAD, bound(r * s * k // window["groups"])))
-        close(got_dweight, start + dweight, max(2 * WINOGRAD, bound(n * y.shape[1] * y.shape[2])))
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_integers_are_exact(case):
     *sizes, stride, padding, dilation, groups = case
@@ -190,55 +108,6 @@ def test_any_shape(backend, data):
     w = draw(max(1, dilation[1] * (s - 1) + 1 - sum(padding[1])), 24, "w")
     window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     check_everything(np.random.default_rng(n), integers, n, h, w, c, r, s, k, window, exact=True)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.data())
-def test_transposed_any_shape(backend, data):
-    torch = pytest.importorskip("torch")
-    draw = lambda low, high, name: data.draw(st.integers(low, high), name)  # noqa: E731
-    groups, n = draw(1, 2, "groups"), draw(1, 2, "n")
-    c, gk, r, s = groups * draw(1, 9, "c"), draw(1, 18, "k"), draw(1, 4, "r"), draw(1, 4, "s")
-    h, w = draw(1, 9, "h"), draw(1, 9, "w")
-    stride, dilation = (draw(1, 3, "sh"), draw(1, 3, "sw")), (draw(1, 2, "dh"), draw(1, 2, "dw"))
-    more = tuple(draw(0, max(a, b) - 1, "more") for a, b in zip(stride, dilation, strict=True))
-    spare = [
-        (size - 1) * a + b * (t - 1) + e
-        for size, a, b, t, e in zip((h, w), stride, dilation, (r, s), more, strict=True)
-    ]
-    padding = tuple(min(draw(0, 2, "padding"), extent // 2) for extent in spare)
-    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "output_padding": more}
-    rng = np.random.default_rng(h)
-    x, weight, bias = integers(rng, n, h, w, c), integers(rng, r, s, gk, c), integers(rng, gk * groups)
-    tx = torch.tensor(x, dtype=torch.float64).permute(0, 3, 1, 2).contiguous().requires_grad_()
-    tw = torch.tensor(weight, dtype=torch.float64).permute(3, 2, 0, 1).contiguous().requires_grad_()
-    ty = torch.nn.functional.conv_transpose2d(tx, tw, torch.tensor(bias, dtype=torch.float64), **window)
-    y = kernels.conv_transpose2d(x, weight, bias, **window, algo="direct")
-    np.testing.assert_array_equal(y, ty.detach().permute(0, 2, 3, 1))
-    dy = integers(rng, *y.shape)
-    ty.backward(torch.tensor(dy, dtype=torch.float64).permute(0, 3, 1, 2).contiguous())
-    dx = kernels.conv_transpose2d_backward_data(dy, weight, x_shape=x.shape, **window, algo="direct")
-    dweight = kernels.conv_transpose2d_backward_weight(dy, x, weight_shape=weight.shape, **window, algo="direct")
-    np.testing.assert_array_equal(dx, tx.grad.permute(0, 2, 3, 1))
-    np.testing.assert_array_equal(dweight, tw.grad.permute(2, 3, 1, 0))
-
-
-def test_a_strided_point_leaves_the_bias_between():
-    rng = np.random.default_rng(7)
-    x, weight, bias = integers(rng, 2, 3, 4, 20), integers(rng, 1, 1, 5, 20), integers(rng, 5)
-    window = {"stride": (3, 2), "output_padding": (2, 1)}
-    y = kernels.conv_transpose2d(x, weight, bias, **window, out=poison(2, 9, 8, 5))
-    want = np.zeros((2, 9, 8, 5), np.float32)
-    want[:, ::3, ::2] = x @ weight[0, 0].T
-    np.testing.assert_array_equal(y, want + bias)
-
-
-def test_true_convolution_is_scipys():
-    signal = pytest.importorskip("scipy.signal")
-    rng = np.random.default_rng(2)
-    image, kernel = integers(rng, 1, 9, 8, 1), integers(rng, 3, 4, 1, 1)
-    full = kernels.convolve2d(image, kernel, padding=(2, 3))
-    np.testing.assert_array_equal(full[0, ..., 0], signal.convolve2d(image[0, ..., 0], kernel[..., 0, 0]))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (1, 1), (100, 3), (70000, 17), (4, 9, 11, 64)])
@@ -373,56 +242,3 @@ def test_direct_is_a_choice():
     x, weight = integers(rng, 2, 12, 12, 32), integers(rng, 3, 3, 32, 32)
     y = kernels.conv2d(x, weight, padding=1, algo="direct", out=poison(2, 12, 12, 32))
     np.testing.assert_array_equal(y, reference(x, weight, padding=((1, 1), (1, 1))))
-
-
-def zeros(*shape, dtype=np.float32):
-    return np.zeros(shape, dtype)
-
-
-@pytest.mark.parametrize(
-    ("error", "message", "call"),
-    [
-        (ValueError, "weight takes 4 channels, x has 3", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 4, 2))),
-        (ValueError, "expected at least 7 x 7", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(7, 7, 3, 2))),
-        (TypeError, "x has dtype float64", lambda: kernels.conv2d(zeros(1, 5, 5, 3, dtype=float), zeros(3, 3, 3, 2))),
-        (TypeError, "not C-contiguous", lambda: kernels.conv2d(zeros(3, 5, 5, 1).T, zeros(3, 3, 3, 2))),
-        (ValueError, "x has 3 dimensions", lambda: kernels.conv2d(zeros(5, 5, 3), zeros(3, 3, 3, 2))),
-        (ValueError, "stride is 0", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), stride=0)),
-        (TypeError, "stride is 1.5", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), stride=1.5)),
-        (ValueError, "padding is -1", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), padding=-1)),
-        (ValueError, "multiple of groups = 2", lambda: kernels.conv2d(zeros(1, 5, 5, 4), zeros(3, 3, 2, 3), groups=2)),
-        (ValueError, "algo is 'fast'", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), algo="fast")),
-        (
-            ValueError,
-            "expected a 3 x 3 or 5 x 5 filter",
-            lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), stride=2, algo="winograd"),
-        ),
-        (ValueError, "bias has shape (3,)", lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), zeros(3))),
-        (
-            ValueError,
-            "out has shape (1, 5, 5, 2), expected (1, 3, 3, 2)",
-            lambda: kernels.conv2d(zeros(1, 5, 5, 3), zeros(3, 3, 3, 2), out=zeros(1, 5, 5, 2)),
-        ),
-        (
-            ValueError,
-            "dy has shape (1, 4, 4, 2), expected (1, 3, 3, 2)",
-            lambda: kernels.conv2d_backward_data(zeros(1, 4, 4, 2), zeros(3, 3, 3, 2), x_shape=(1, 5, 5, 3)),
-        ),
-        (
-            ValueError,
-            "output_padding is (1, 1)",
-            lambda: kernels.conv_transpose2d(zeros(1, 5, 5, 3), zeros(2, 2, 4, 3), output_padding=1),
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_errors_name_the_argument(error, message, call):
-    with pytest.raises(error) as caught:
-        call()
-    assert message in str(caught.value)
-
-
-def test_out_may_not_overlap_x():
-    x = zeros(1, 5, 5, 4)
-    with pytest.raises(ValueError, match="out overlaps x"):
-        kernels.conv2d(x, zeros(1, 1, 4, 4), out=x)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from test_conv2d import CASES, integers, poison
+from test_conv2d import CASES
 
 from medmpi import kernels
+from tests.kernels.convolutions import integers, poison
 from tests.kernels.staged import HOST_BACKENDS
 
 MORE = [  # several bands of rows, bands that end within an image, tiles that reach over the edge

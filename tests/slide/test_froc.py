@@ -12,7 +12,7 @@ from medmpi.data import DataError
 from medmpi.slide.detections import Detection, write_csv
 from medmpi.slide.froc import RATES, SlideHits, evaluation_regions, froc, hits
 from medmpi.slide.main import main
-from medmpi.slide.truth import read_annotation, read_mask, truth_mask
+from medmpi.slide.truth import read_annotation, read_mask
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "camelyon16"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="no shared/data beside the checkout")
@@ -168,7 +168,7 @@ def test_slides_are_paired_by_name_and_none_is_forgotten(case, capsys):
 def test_polygons_and_masks_give_the_same_truth(case):
     import tifffile
 
-    mask = truth_mask(case / "truth" / "tumor_1.json", (300, 400), SIDE)
+    mask = read_annotation(case / "truth" / "tumor_1.json").mask((300, 400), SIDE)
     big = np.repeat(np.repeat(mask, 4, 0), 4, 1).astype(np.uint8)
     tifffile.imwrite(case / "mask.tif", big, tile=(64, 64))
     np.testing.assert_array_equal(read_mask(case / "mask.tif", (300, 400)), mask)
