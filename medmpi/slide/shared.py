@@ -106,17 +106,28 @@ class SharedPlan:
         return sorted({v for node in own for v in node.inputs if self.maps[v] is not None})
 
     def _windows(self, shared: dict[int, Array], stride: int, counts: tuple[int, int]) -> Array:
-        """The layers that are each window's own, on windows cut from the shared maps."""
+        """The layers that are each window's own, on windows cut from the shared maps.
+
+        Windows are cut only for layers that need them: their means are taken where they lie.
+        """
+        own = {1 + i: node for i, node in enumerate(self.graph.nodes) if self.maps[1 + i] is None}
+        means = {
+            value: _means(shared[node.inputs[0]], self._map(node.inputs[0]), stride, counts)
+            for value, node in own.items()
+            if isinstance(node.layer, nn.GlobalAvgPool2d) and node.inputs[0] in shared
+        }
+        rest = {value: node for value, node in own.items() if value not in means}
+        cut = {v for node in rest.values() for v in node.inputs if v in shared}
         ys, xs = np.divmod(np.arange(counts[0] * counts[1]), counts[1])
-        size = max(prod(self._map(v).shape) for v in shared)
+        size = max([1, *(prod(self._map(v).shape) for v in cut)])
         step = max(1, _CHUNK_VALUES // size)
         found = []
         for first in range(0, len(ys), step):
             rows, columns = ys[first : first + step] * stride, xs[first : first + step] * stride
-            live = {v: _cut(y, self._map(v), stride, rows, columns) for v, y in shared.items()}
-            for i, node in enumerate(self.graph.nodes):
-                if self.maps[1 + i] is None:
-                    live[1 + i], _ = node.layer.forward(*(live[v] for v in node.inputs), context=_CONTEXT)
+            live = {v: _cut(shared[v], self._map(v), stride, rows, columns) for v in cut}
+            live |= {v: mean[first : first + step] for v, mean in means.items()}
+            for value, node in rest.items():
+                live[value], _ = node.layer.forward(*(live[v] for v in node.inputs), context=_CONTEXT)
             found.append(live[self.graph.outputs[0]])
         return np.concatenate(found).reshape(*counts, -1)
 
@@ -249,12 +260,41 @@ def _cut(y: Array, view: _Map, stride: int, rows: NDArray[np.intp], columns: NDA
     return out
 
 
+def _means(y: Array, view: _Map, stride: int, counts: tuple[int, int]) -> Array:
+    """The mean over each window's part of a shared value, (windows, c), without a copy of the parts."""
+    (ty, tx), (h, w, c) = view.strides, view.shape
+    out: Array = K.empty((*counts, c))
+    rows, columns = _residues(stride, ty), _residues(stride, tx)  # so many windows on, they are in the same fragment
+    for i in range(min(rows, counts[0])):
+        for j in range(min(columns, counts[1])):
+            fragment = i * stride % ty // gcd(stride, ty) * columns + j * stride % tx // gcd(stride, tx)
+            part = y[fragment : fragment + 1, i * stride // ty :, j * stride // tx :]
+            steps = stride * rows // ty, stride * columns // tx
+            mean = K.avg_pool2d(np.ascontiguousarray(part), (h, w), stride=steps)[0]
+            target = out[i::rows, j::columns]
+            target[...] = mean[: target.shape[0], : target.shape[1]]
+    return out.reshape(-1, c)
+
+
 def _apply(
     layer: Layer, xs: list[Array], before: list[_Map], after: _Map, stride: int, reach: tuple[int, int]
 ) -> Array:
-    x = xs[0] if before[0].strides == after.strides else _split(xs[0], before[0], after, stride, reach)
+    shape = _shape(after, stride, reach)
+    # Maps of one fragment are cut only where the layer would make more than is wanted.
+    whole = before[0].strides == after.strides or (
+        len(xs[0]) == shape[0] == 1 and _reads_all(layer, xs[0].shape, shape)
+    )
+    x = xs[0] if whole else _split(xs[0], before[0], after, stride, reach)
     if isinstance(layer, nn.MaxPool2d):  # not by the layer: its ceil_mode would add windows at the tile's edge
         return K.max_pool2d(x, layer.kernel_size, stride=layer.stride, dilation=layer.dilation)[0]
     if isinstance(layer, nn.AvgPool2d):
         return K.avg_pool2d(x, layer.kernel_size, stride=layer.stride)
     return layer.forward(x, *xs[1:], context=_CONTEXT)[0]
+
+
+def _reads_all(layer: Layer, have: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a layer makes just ``shape`` of all of its input, so that nothing need be cut off before."""
+    window = _window_of(layer)
+    kernel, step, spread = (getattr(window, name, (1, 1)) for name in ("kernel_size", "stride", "dilation"))
+    made = [(have[1 + a] - spread[a] * (kernel[a] - 1) - 1) // step[a] + 1 for a in (0, 1)]
+    return made == [shape[1], shape[2]]

@@ -177,3 +177,15 @@ def test_windows_of_many_tiles_fill_batches_in_order():
     for tile, found in zip(tiles, together, strict=True):
         (alone,) = engine.run([tile], 5)
         np.testing.assert_allclose(found, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 6, 14, 16])
+def test_means_are_taken_without_cutting_windows(monkeypatch, stride):
+    """Cut windows are many times the map that they lie in."""
+    graph = classifier_of(models.build("valid_cnn", classes=2, image_size=32), 32).graph
+    shared = plan(graph, (32, 32))
+    tile = tile_for(32, stride, (5, 4))
+    monkeypatch.setattr("medmpi.slide.shared._cut", lambda *a: pytest.fail("a window was cut"))
+    found = shared.forward(tile, stride, (5, 4))
+    (want,) = Windowed(graph, (32, 32)).run([(tile, (5, 4))], stride)
+    np.testing.assert_allclose(found, want, atol=1e-5)
