@@ -33,6 +33,7 @@ TYPES = (
     (r"(?<=\w: )tuple(?=[,)])", "tuple[Any, ...]"),
     (r"^(lines\(.*\)) -> list$", r"\1 -> list[dict[str, Any]]"),
     (r"\bcache: (?:[\w.]+\.)?WeightCache", "cache: WeightCache | None"),  # a pointer: may be None
+    (r"\bbeside: CudaGraph\b", "beside: CudaGraph | None"),
     (r"\*args\)", "*args: object)"),
     (r"-> list$", "-> list[str]"),
     (r"-> dict$", "-> dict[str, int]"),

@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "bind/cuda_graph.h"
 #include "bind/dlpack.h"
 #include "ops/ops.h"
 
@@ -15,92 +16,26 @@ const ElementType kTypes[] = {
     {"uint16", "u2", 2, dlpack::kUInt},   {"int32", "i4", 4, dlpack::kInt},     {"int64", "i8", 8, dlpack::kInt},
 };
 
-cuda::Stream legacy_stream() { return nullptr; }
+}  // namespace
 
-/// A stream as CUDA's interfaces name it: a handle, or 1 and 2 for the default streams.
-cuda::Stream stream_of(intptr_t number) { return number == 1 ? legacy_stream() : reinterpret_cast<void*>(number); }
-
-const ElementType& type_of(const std::string& at, const py::dtype& dtype) {
+const ElementType& element_type(const std::string& at, const py::dtype& dtype) {
   const std::string name = py::str(dtype);
   for (const ElementType& type : kTypes)
     if (name == type.name) return type;
   throw py::type_error(at + " has dtype " + name + ", expected float32, float64, uint8, uint16, int32 or int64");
 }
 
-std::string text(const std::vector<py::ssize_t>& shape) {
+const ElementType* element_type(int dlpack_code, size_t bits) {
+  for (const ElementType& type : kTypes)
+    if (dlpack_code == type.dlpack_code && bits == 8 * type.size) return &type;
+  return nullptr;
+}
+
+std::string shape_text(const std::vector<py::ssize_t>& shape) {
   std::string t = "(";
   for (size_t i = 0; i < shape.size(); ++i) t += (i ? ", " : "") + std::to_string(shape[i]);
   return t + (shape.size() == 1 ? ",)" : ")");
 }
-
-/// ValueError unless the strides, in units of `unit` bytes or elements, are those of a C-contiguous array.
-void check_contiguous(const std::string& at, const std::vector<py::ssize_t>& shape, const int64_t* strides,
-                      int64_t unit) {
-  if (!strides) return;
-  for (py::ssize_t extent : shape)
-    if (extent == 0) return;
-  int64_t want = unit;
-  for (size_t i = shape.size(); i-- > 0; want *= shape[i])
-    if (shape[i] != 1 && strides[i] != want) throw py::type_error(at + " is not C-contiguous; pass a contiguous copy");
-}
-
-void check_device(const std::string& at, int device) {
-  if (device != cuda::device())
-    throw py::value_error(at + " is on device " + std::to_string(device) + ", expected device " +
-                          std::to_string(cuda::device()) + ", which this process uses");
-}
-
-DeviceArray from_interface(const py::dict& interface, const py::object& owner, const std::string& at, bool writable) {
-  const auto shape = interface["shape"].cast<std::vector<py::ssize_t>>();
-  const ElementType& type = type_of(at, py::dtype(interface["typestr"].cast<std::string>()));
-  const auto [address, read_only] = interface["data"].cast<std::pair<uintptr_t, bool>>();
-  if (read_only && writable) throw py::type_error(at + " is read-only, expected a writable array");
-  if (interface.contains("strides") && !interface["strides"].is_none()) {
-    const auto strides = interface["strides"].cast<std::vector<int64_t>>();
-    check_contiguous(at, shape, strides.data(), static_cast<int64_t>(type.size));
-  }
-  // without a stream the producer's work is taken to be in the default stream, where torch's is
-  cuda::Stream stream = legacy_stream();
-  if (interface.contains("stream") && !interface["stream"].is_none()) {
-    const auto number = interface["stream"].cast<intptr_t>();
-    if (number == 0) throw py::value_error(at + " names stream 0, which the CUDA array interface does not allow");
-    stream = stream_of(number);
-  }
-  auto* data = reinterpret_cast<char*>(address);
-  return {std::make_shared<DeviceMemory>(data, stream, owner), data, shape, type};
-}
-
-DeviceArray from_dlpack(const py::object& object, const std::string& at) {
-  const auto [kind, device] = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
-  check_device(at, device);
-  // the producer lets our stream wait for its work; ours is awaited by the default stream
-  const auto stream = reinterpret_cast<intptr_t>(cuda::current_stream());
-  py::capsule capsule = object.attr("__dlpack__")(py::arg("stream") = stream);
-  auto* managed = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
-  if (!managed) throw py::error_already_set();
-  PyCapsule_SetName(capsule.ptr(), "used_dltensor");
-  const py::capsule owner(managed, [](void* p) {
-    auto* m = static_cast<dlpack::ManagedTensor*>(p);
-    if (m->deleter) m->deleter(m);
-  });
-  const dlpack::Tensor& t = managed->tensor;
-  const std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim);
-  for (const ElementType& type : kTypes)
-    if (t.lanes == 1 && t.code == type.dlpack_code && t.bits == 8 * type.size) {
-      check_contiguous(at, shape, t.strides, 1);
-      char* data = static_cast<char*>(t.data) + t.byte_offset;
-      return {std::make_shared<DeviceMemory>(data, legacy_stream(), owner), data, shape, type};
-    }
-  throw py::type_error(at + " has an element type that is not float32, float64, uint8, uint16, int32 or int64");
-}
-
-bool is_on_cuda(const py::object& object) {
-  if (!py::hasattr(object, "__dlpack_device__") || !py::hasattr(object, "__dlpack__")) return false;
-  const int kind = object.attr("__dlpack_device__")().cast<std::pair<int, int>>().first;
-  return kind == dlpack::kCuda || kind == dlpack::kCudaManaged;
-}
-
-}  // namespace
 
 DeviceMemory::DeviceMemory(size_t bytes) : stream_(cuda::current_stream()), foreign_(false) {
   block_ = cuda::allocate(bytes, stream_);
@@ -113,8 +48,11 @@ DeviceMemory::~DeviceMemory() {
   if (!foreign_) cuda::release(block_, stream_);
 }
 
-void DeviceMemory::begin_use() {
-  const cuda::Stream mine = cuda::current_stream();
+void DeviceMemory::begin_use(cuda::Stream mine) {
+  if (CudaGraph* graph = CudaGraph::capturing()) {
+    if (stream_.load() != mine) cuda::order(stream_, mine);  // raises
+    graph->note(shared_from_this());
+  }
   const cuda::Stream last = foreign_ ? stream_.load() : stream_.exchange(mine);
   if (last != mine) cuda::order(last, mine);
 }
@@ -124,7 +62,7 @@ void DeviceMemory::end_use() const {
 }
 
 DeviceArray DeviceArray::empty(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
-  const ElementType& type = type_of("empty: the array", dtype);
+  const ElementType& type = element_type("empty: the array", dtype);
   size_t bytes = type.size;
   for (py::ssize_t extent : shape) {
     if (extent < 0) throw py::value_error("empty: shape has a negative size, expected sizes >= 0");
@@ -135,27 +73,6 @@ DeviceArray DeviceArray::empty(const std::vector<py::ssize_t>& shape, const py::
   auto memory = std::make_shared<DeviceMemory>(bytes);
   char* data = memory->data();
   return {std::move(memory), data, shape, type};
-}
-
-bool DeviceArray::view_of(py::handle object, const std::string& at, bool writable, py::object& view) {
-  const auto owner = py::reinterpret_borrow<py::object>(object);
-  if (py::isinstance<DeviceArray>(object)) {
-    view = owner;
-    return true;
-  }
-  const auto require_device = [&] {
-    if (!device_ops()) throw py::type_error(at + " is on a CUDA device, which medmpi cannot use here");
-  };
-  const py::object interface = py::getattr(object, "__cuda_array_interface__", py::none());
-  if (!interface.is_none()) {
-    require_device();
-    view = py::cast(from_interface(interface, owner, at, writable));
-    return true;
-  }
-  if (!is_on_cuda(owner)) return false;
-  require_device();
-  view = py::cast(from_dlpack(owner, at));
-  return true;
 }
 
 py::ssize_t DeviceArray::count() const {
@@ -173,8 +90,9 @@ py::array DeviceArray::numpy(const py::object& out) const {
   const std::vector<py::ssize_t> shape(host.shape(), host.shape() + host.ndim());
   if (shape != shape_ || std::string(py::str(host.dtype())) != type_->name || !(host.flags() & py::array::c_style) ||
       !host.writeable())
-    throw py::value_error("numpy: out has shape " + text(shape) + " and dtype " + std::string(py::str(host.dtype())) +
-                          ", expected a writable C-contiguous array of " + text(shape_) + " and " + type_->name);
+    throw py::value_error("numpy: out has shape " + shape_text(shape) + " and dtype " +
+                          std::string(py::str(host.dtype())) + ", expected a writable C-contiguous array of " +
+                          shape_text(shape_) + " and " + type_->name);
   void* to = host.mutable_data();
   memory_->begin_use();
   py::gil_scoped_release nogil;
@@ -199,14 +117,15 @@ DeviceArray DeviceArray::reshape(std::vector<py::ssize_t> shape) const {
     else if (shape[i] == -1 && unknown < 0)
       unknown = static_cast<py::ssize_t>(i);
     else
-      throw py::value_error("reshape: shape is " + text(shape) + ", expected sizes >= 0 and at most one -1");
+      throw py::value_error("reshape: shape is " + shape_text(shape) + ", expected sizes >= 0 and at most one -1");
   }
   if (unknown >= 0 && known > 0) {
     shape[static_cast<size_t>(unknown)] = count() / known;
     known *= count() / known;
   }
   if (known != count())
-    throw py::value_error("reshape: shape is " + text(shape) + ", expected " + std::to_string(count()) + " values");
+    throw py::value_error("reshape: shape is " + shape_text(shape) + ", expected " + std::to_string(count()) +
+                          " values");
   return {memory_, data_, std::move(shape), *type_};
 }
 
@@ -248,8 +167,8 @@ void DeviceArray::assign(const py::object& value) const {
   } else if (view_of(value, "value", false, view)) {
     const auto& from = view.cast<const DeviceArray&>();
     if (from.shape_ != shape_ || from.type_ != type_)
-      throw py::value_error("value has shape " + text(from.shape_) + " and dtype " + from.type_->name + ", expected " +
-                            text(shape_) + " and " + type_->name);
+      throw py::value_error("value has shape " + shape_text(from.shape_) + " and dtype " + from.type_->name +
+                            ", expected " + shape_text(shape_) + " and " + type_->name);
     memory_->begin_use();
     from.memory_->begin_use();
     cuda::copy_on_device(data_, from.data_, bytes());
@@ -257,9 +176,10 @@ void DeviceArray::assign(const py::object& value) const {
   } else {
     const auto host = py::reinterpret_borrow<py::object>(value).cast<py::array>();
     const std::vector<py::ssize_t> shape(host.shape(), host.shape() + host.ndim());
-    if (shape != shape_) throw py::value_error("value has shape " + text(shape) + ", expected " + text(shape_));
+    if (shape != shape_)
+      throw py::value_error("value has shape " + shape_text(shape) + ", expected " + shape_text(shape_));
     if (!(host.flags() & py::array::c_style)) throw py::type_error("value is not C-contiguous, expected it to be");
-    if (type_of("value", host.dtype()).name != type_->name)
+    if (element_type("value", host.dtype()).name != type_->name)
       throw py::type_error("value has dtype " + std::string(py::str(host.dtype())) + ", expected " + type_->name);
     memory_->begin_use();
     const void* from = host.data();
@@ -267,67 +187,6 @@ void DeviceArray::assign(const py::object& value) const {
     cuda::copy_to_device(data_, from, bytes());
   }
   memory_->end_use();
-}
-
-py::dict DeviceArray::cuda_array_interface() const {
-  // torch takes such arrays without a look at their stream: let its default stream wait
-  memory_->begin_use();
-  cuda::order(cuda::current_stream(), legacy_stream());
-  py::dict d;
-  d["version"] = 3;
-  d["shape"] = shape_tuple();
-  d["typestr"] = (type_->size == 1 ? "|" : "<") + std::string(type_->code);
-  d["data"] = py::make_tuple(count() ? reinterpret_cast<uintptr_t>(data_) : 0, false);
-  d["strides"] = py::none();
-  d["stream"] = reinterpret_cast<intptr_t>(cuda::current_stream());
-  return d;
-}
-
-namespace {
-
-/// What an exported tensor refers to, and the stream of who took it.
-struct Exported {
-  dlpack::ManagedTensor managed{};
-  std::shared_ptr<DeviceMemory> memory;
-  std::vector<int64_t> shape;
-};
-
-}  // namespace
-
-py::capsule DeviceArray::dlpack(const py::object& stream) const {
-  memory_->begin_use();
-  const intptr_t number = stream.is_none() ? 1 : stream.cast<intptr_t>();
-  if (number == 0) throw py::value_error("__dlpack__: stream is 0, which is ambiguous; expected 1, 2 or a handle");
-  if (number != -1) cuda::order(cuda::current_stream(), stream_of(number));
-  auto* exported = new Exported{{}, memory_, {shape_.begin(), shape_.end()}};
-  exported->managed.tensor = {data_,
-                              dlpack::kCuda,
-                              cuda::device(),
-                              static_cast<int32_t>(shape_.size()),
-                              static_cast<uint8_t>(type_->dlpack_code),
-                              static_cast<uint8_t>(8 * type_->size),
-                              1,
-                              exported->shape.data(),
-                              nullptr,
-                              0};
-  exported->managed.context = exported;
-  exported->managed.deleter = [](dlpack::ManagedTensor* m) {
-    const py::gil_scoped_acquire gil;  // memory of somebody else's may go with it
-    auto* e = static_cast<Exported*>(m->context);
-    try {
-      // who took it may still be at work in its stream
-      e->memory->begin_use();
-      cuda::order(legacy_stream(), cuda::current_stream());
-    } catch (const std::exception&) {
-      // the device is gone, and so is the work
-    }
-    delete e;
-  };
-  return py::reinterpret_steal<py::capsule>(PyCapsule_New(&exported->managed, "dltensor", [](PyObject* capsule) {
-    if (!PyCapsule_IsValid(capsule, "dltensor")) return;  // its consumer deletes it
-    auto* m = static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule, "dltensor"));
-    m->deleter(m);
-  }));
 }
 
 void bind_device_array(py::module_& m) {
@@ -358,7 +217,7 @@ void bind_device_array(py::module_& m) {
            })
       .def("__repr__",
            [](const DeviceArray& a) {
-             return "DeviceArray(shape=" + text(a.shape()) + ", dtype=" + a.type().name +
+             return "DeviceArray(shape=" + shape_text(a.shape()) + ", dtype=" + a.type().name +
                     ", device=cuda:" + std::to_string(cuda::device()) + ")";
            })
       .def("__array__",

@@ -14,7 +14,7 @@ namespace medmpi {
 namespace py = pybind11;
 
 /// A block of device memory and the stream that used it last.
-class DeviceMemory {
+class DeviceMemory : public std::enable_shared_from_this<DeviceMemory> {
  public:
   /// Of the pool, for the calling thread's stream.
   explicit DeviceMemory(size_t bytes);
@@ -25,9 +25,11 @@ class DeviceMemory {
   DeviceMemory& operator=(const DeviceMemory&) = delete;
 
   char* data() const { return static_cast<char*>(block_.data); }
-  cuda::Stream stream() const { return stream_.load(); }
-  /// Before the calling thread's stream uses the memory: lets it wait for whoever did before.
-  void begin_use();
+  /// Of graphs, in whose memory it lies; 0 for none.
+  uint64_t home() const { return block_.home; }
+  /// Before the calling thread's stream, or another, uses the memory: lets it wait for whoever did before.
+  void begin_use() { begin_use(cuda::current_stream()); }
+  void begin_use(cuda::Stream mine);
   /// After that: lets a foreign owner's stream wait for ours.
   void end_use() const;
 
@@ -45,6 +47,14 @@ struct ElementType {
   size_t size;
   int dlpack_code;
 };
+
+/// TypeError naming the array `at` for a type that devices do not hold.
+const ElementType& element_type(const std::string& at, const py::dtype& dtype);
+/// Null for such a type.
+const ElementType* element_type(int dlpack_code, size_t bits);
+
+/// "(2, 3)".
+std::string shape_text(const std::vector<py::ssize_t>& shape);
 
 /// A C-contiguous array on the device.
 class DeviceArray {

@@ -105,6 +105,52 @@ double dice(Object logits, Object labels, double smooth, bool include_background
                   [&](double* loss) { return ops->dice(n, m, k, x.data, l.data, smooth, first, by, loss, dx.data); });
 }
 
+// Their results stay on the device.
+
+void cross_entropy_by(Object logits, Object labels, Object weight, Object denominator, Object loss, Object out) {
+  Call call("softmax_cross_entropy_by");
+  const auto x = call.rows_in<float>("logits", logits);
+  const auto l = call.flat_in<int64_t>("labels", labels);
+  const int64_t m = x.shape[0], k = x.shape[1];
+  call.require(k > 0, "logits has 0 classes, expected 1 or more");
+  call.require(l.size() == m, [&] {
+    return "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits";
+  });
+  const auto w = call.maybe<float, 1>("weight", weight, {k});
+  const auto by = call.in<double, 1>("denominator", denominator, {1});
+  const auto value = call.out<double, 1>("loss", loss, {1});
+  const auto dx = call.rows_out<float>("out", out, x.shape, x.data);
+  const auto kernel = call.ops().loss->softmax_cross_entropy_by;
+  call.run(kernel, [&] { kernel(m, k, x.data, l.data, w.data, by.data, value.data, dx.data); });
+}
+
+void dice_by(Object logits, Object labels, double smooth, bool include_background, Object denominator, Object loss,
+             Object out) {
+  Call call("dice_loss_by");
+  const auto x = call.in<float, 4>("logits", logits);
+  const int64_t n = x.shape[0], m = x.shape[1] * x.shape[2], k = x.shape[3];
+  const auto l = call.in<int64_t, 3>("labels", labels, {n, x.shape[1], x.shape[2]});
+  const auto by = call.in<double, 1>("denominator", denominator, {1});
+  const auto value = call.out<double, 1>("loss", loss, {1});
+  const auto dx = call.out<float, 4>("out", out, x.shape, x.data);
+  const int64_t first = include_background ? 0 : 1;
+  call.require(k > first, [&] { return "logits has " + text(k) + " classes, expected more than " + text(first); });
+  call.require(std::isfinite(smooth) && smooth > 0,
+               [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
+  const auto kernel = call.ops().loss->dice_by;
+  call.run(kernel, [&] { kernel(n, m, k, x.data, l.data, smooth, first, by.data, value.data, dx.data); });
+}
+
+void count_correct(Object logits, Object labels, Object count) {
+  Call call("count_correct");
+  const auto x = call.rows_in<float>("logits", logits);
+  const auto l = call.flat_in<int64_t>("labels", labels);
+  call.require(l.size() == x.shape[0] && x.shape[1] > 0, "labels and logits do not fit, expected one a row of logits");
+  const auto found = call.out<int64_t, 1>("count", count, {1});
+  const auto kernel = call.ops().loss->count_correct;
+  call.run(kernel, [&] { kernel(x.shape[0], x.shape[1], x.data, l.data, found.data); });
+}
+
 void softmax(Object x, Object out) {
   Call call("softmax");
   const auto in = call.rows_in<float>("x", x);
@@ -123,6 +169,11 @@ void bind_loss(py::module_& m) {
         py::arg("denominator"), py::arg("out"));
   m.def("dice_loss", &dice, py::arg("logits"), py::arg("labels"), py::arg("smooth"), py::arg("include_background"),
         py::arg("denominator"), py::arg("out"));
+  m.def("softmax_cross_entropy_by", &cross_entropy_by, py::arg("logits"), py::arg("labels"), py::arg("weight"),
+        py::arg("denominator"), py::arg("loss"), py::arg("out"));
+  m.def("dice_loss_by", &dice_by, py::arg("logits"), py::arg("labels"), py::arg("smooth"),
+        py::arg("include_background"), py::arg("denominator"), py::arg("loss"), py::arg("out"));
+  m.def("count_correct", &count_correct, py::arg("logits"), py::arg("labels"), py::arg("count"));
 }
 
 }  // namespace medmpi

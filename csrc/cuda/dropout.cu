@@ -25,9 +25,16 @@ __device__ __forceinline__ Words philox(uint64_t seed, uint64_t counter) {
   return {{c0, c1, c2, c3}};
 }
 
+struct Key {
+  uint64_t seed, offset;
+  const int64_t* in_memory;  // instead, unless null
+};
+
 /// `counters` counters from that of element `offset` on; elements before it and from n on are left alone.
-__global__ void __launch_bounds__(kThreads) drop(int64_t n, int64_t counters, uint64_t limit, float scale,
-                                                 uint64_t seed, uint64_t offset, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    drop(int64_t n, int64_t counters, uint64_t limit, float scale, Key key, const float* x, float* y) {
+  const uint64_t seed = key.in_memory ? static_cast<uint64_t>(key.in_memory[0]) : key.seed;
+  const uint64_t offset = key.in_memory ? static_cast<uint64_t>(key.in_memory[1]) : key.offset;
   const uint64_t first = offset / 64 * 16;
   for (int64_t i = first_of_grid(); i < counters; i += size_of_grid()) {
     const uint64_t counter = first + static_cast<uint64_t>(i);
@@ -45,12 +52,19 @@ void apply(int64_t n, uint64_t limit, float scale, uint64_t seed, uint64_t offse
   if (n <= 0) return;
   const uint64_t blocks = (offset + static_cast<uint64_t>(n) - 1) / 64 - offset / 64 + 1;
   const auto counters = static_cast<int64_t>(blocks * 16);
-  launch(drop, blocks_for(counters, kThreads), kThreads, 0, n, counters, limit, scale, seed, offset, x, y);
+  launch(drop, blocks_for(counters, kThreads), kThreads, 0, n, counters, limit, scale, Key{seed, offset, nullptr}, x,
+         y);
+}
+
+void apply_keyed(int64_t n, uint64_t limit, float scale, const int64_t* key, const float* x, float* y) {
+  if (n <= 0) return;
+  const int64_t counters = (n / 64 + 2) * 16;  // enough wherever within 64 elements the first one is
+  launch(drop, blocks_for(counters, kThreads), kThreads, 0, n, counters, limit, scale, Key{0, 0, key}, x, y);
 }
 
 }  // namespace
 
 extern const DropoutOps dropout;
-const DropoutOps dropout = {apply};
+const DropoutOps dropout = {apply, apply_keyed};
 
 }  // namespace medmpi::cuda

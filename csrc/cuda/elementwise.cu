@@ -86,6 +86,11 @@ bool all_finite(int64_t n, const float* x) {
   return !found;
 }
 
+/// Rounded twice, as by numpy, so that images that are normalised here are those of the host.
+__device__ __forceinline__ float normalized(uint8_t x, float scale_by, float shift) {
+  return __fadd_rn(__fmul_rn(static_cast<float>(x), scale_by), shift);
+}
+
 /// Four values of each thread, or one; the channel of the next round is found by adding.
 template <bool kFours>
 __global__ void __launch_bounds__(kThreads)
@@ -101,12 +106,12 @@ __global__ void __launch_bounds__(kThreads)
       uint32_t k = j;
 #pragma unroll
       for (int u = 0; u < 4; ++u) {
-        out[u] = static_cast<float>(in[u]) * scale_by[k] + shift[k];
+        out[u] = normalized(in[u], scale_by[k], shift[k]);
         k = k + 1 == c ? 0 : k + 1;
       }
       reinterpret_cast<float4*>(y)[i] = make_float4(out[0], out[1], out[2], out[3]);
     } else {
-      y[i] = static_cast<float>(x[i]) * scale_by[j] + shift[j];
+      y[i] = normalized(x[i], scale_by[j], shift[j]);
     }
     j += step;
     j = j >= c ? j - c : j;

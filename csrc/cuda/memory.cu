@@ -1,4 +1,4 @@
-// Devices, streams and memory. One lock guards the pool: taking and giving a block is a few map operations.
+// Devices, streams, scratch and copies.
 #include <cuda_runtime.h>
 
 #include <atomic>
@@ -9,157 +9,19 @@
 #include <stdexcept>
 #include <vector>
 
+#include "cuda/device_pool.h"
+#include "cuda/graph.h"
 #include "cuda/launch.cuh"
 #include "cuda/memory.h"
+#include "cuda/upload.h"
 
 namespace medmpi::cuda {
 namespace {
 
 constexpr int kSlots = 16;
-constexpr size_t kUnit = 512;
 
 std::atomic<int> chosen_device{0};
 std::atomic<bool> device_used{false};
-
-/// Bytes from "123", "512M", "1.5G"; std::runtime_error for anything else.
-size_t parse_bytes(const char* text) {
-  char* end = nullptr;
-  const double number = std::strtod(text, &end);
-  double unit = 1;
-  if (*end == 'K' || *end == 'k') unit = 1024.0;
-  if (*end == 'M' || *end == 'm') unit = 1024.0 * 1024;
-  if (*end == 'G' || *end == 'g') unit = 1024.0 * 1024 * 1024;
-  if (unit > 1) ++end;
-  if (end == text || *end || !(number > 0) || number * unit >= 9e18)
-    throw std::runtime_error("MEDMPI_DEVICE_MEMORY is '" + std::string(text) +
-                             "', expected a number of bytes such as 8G or 512M");
-  return static_cast<size_t>(number * unit);
-}
-
-std::string mebibytes(size_t bytes) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.1f MiB", static_cast<double>(bytes) / (1024.0 * 1024));
-  return text;
-}
-
-/// Free blocks by stream and size.
-class Pool {
- public:
-  Block take(size_t bytes, Stream stream) {
-    const size_t size = rounded(bytes);
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!cap_read_) read_cap();
-      if (Block block = reuse(size, stream); block.data) return block;
-      if (now_.cap && now_.reserved + size > now_.cap) free_all();
-      if (now_.cap && now_.reserved + size > now_.cap) fail(size, "the cap");
-    }
-    void* data = nullptr;
-    cudaError_t status = cudaMalloc(&data, size);
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      trim();
-      status = cudaMalloc(&data, size);
-    }
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (status == cudaErrorMemoryAllocation) {
-      cudaGetLastError();
-      fail(size, "the device");
-    }
-    check(status, "cudaMalloc");
-    now_.reserved += size;
-    count(size);
-    return {data, size};
-  }
-
-  void give(Block block, Stream stream) {
-#ifdef MEDMPI_CUDA_EMULATED
-    emulate::poison(block.data, block.size);
-#endif
-    const std::lock_guard<std::mutex> lock(mutex_);
-    now_.in_use -= block.size;
-    free_[stream][block.size].push_back(block.data);
-  }
-
-  void trim() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    free_all();
-  }
-
-  Statistics statistics() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    if (!cap_read_) read_cap();
-    return now_;
-  }
-
-  void reset_peak() {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    now_.peak = now_.in_use;
-  }
-
- private:
-  /// Small blocks in units of 512 bytes, large ones in sixteenths of a power of two: few sizes, little waste.
-  static size_t rounded(size_t bytes) {
-    bytes = bytes ? bytes : 1;
-    size_t unit = kUnit;
-    while (unit * 32 < bytes) unit *= 2;
-    return (bytes + unit - 1) / unit * unit;
-  }
-
-  Block reuse(size_t size, Stream stream) {
-    auto& blocks = free_[stream];
-    auto it = blocks.lower_bound(size);
-    if (it == blocks.end() || it->first > size + size / 8) return {};
-    const Block block{it->second.back(), it->first};
-    it->second.pop_back();
-    if (it->second.empty()) blocks.erase(it);
-    count(block.size);
-    return block;
-  }
-
-  void count(size_t size) {
-    now_.in_use += size;
-    now_.peak = std::max(now_.peak, now_.in_use);
-  }
-
-  /// Work that was given to a stream may still use its free blocks; cudaFree waits for it.
-  void free_all() {
-    for (auto& [stream, blocks] : free_)
-      for (auto& [size, pointers] : blocks)
-        for (void* data : pointers) {
-          cudaFree(data);
-          now_.reserved -= size;
-        }
-    free_.clear();
-  }
-
-  void read_cap() {
-    const char* text = std::getenv("MEDMPI_DEVICE_MEMORY");
-    now_.cap = text && *text ? parse_bytes(text) : 0;
-    cap_read_ = true;
-  }
-
-  [[noreturn]] void fail(size_t size, const char* limit) {
-    std::string message = "out of device memory: " + mebibytes(size) + " wanted, " + mebibytes(now_.in_use) +
-                          " in use, " + mebibytes(now_.reserved) + " reserved";
-    size_t available = 0, total = 0;
-    if (cudaMemGetInfo(&available, &total) == cudaSuccess)
-      message += ", " + mebibytes(available) + " of the device's " + mebibytes(total) + " free";
-    message += now_.cap ? ", cap " + mebibytes(now_.cap) + " (MEDMPI_DEVICE_MEMORY)" : ", no cap";
-    throw std::runtime_error(message + "; the limit was " + limit + ": use a smaller batch");
-  }
-
-  std::mutex mutex_;
-  std::map<Stream, std::map<size_t, std::vector<void*>>> free_;
-  Statistics now_{};
-  bool cap_read_ = false;
-};
-
-/// Never destroyed: arrays may outlive the module.
-Pool& pool() {
-  static Pool* instance = new Pool;
-  return *instance;
-}
 
 /// Streams of threads that have ended, for those that begin. Never destroyed.
 struct Streams {
@@ -176,8 +38,6 @@ struct ThreadState {
   cudaStream_t stream = nullptr;
   cudaEvent_t event = nullptr;
   Block scratch[kSlots], upload[kSlots];
-  void* pinned[kSlots] = {};
-  size_t pinned_size[kSlots] = {};
 
   ThreadState() {
     device_used.store(true);
@@ -194,9 +54,8 @@ struct ThreadState {
   }
   ~ThreadState() {
     for (int i = 0; i < kSlots; ++i) {
-      if (scratch[i].data) pool().give(scratch[i], stream);
-      if (upload[i].data) pool().give(upload[i], stream);
-      // pinned memory is freed at the end of the process: work of the stream may still read it
+      if (scratch[i].data) device_pool().give(scratch[i], stream);
+      if (upload[i].data) device_pool().give(upload[i], stream);
     }
     const std::lock_guard<std::mutex> lock(streams().mutex);
     streams().idle.push_back(stream);
@@ -210,9 +69,9 @@ ThreadState& thread_state() {
 
 void* grown(Block& block, size_t bytes, cudaStream_t on) {
   if (block.data && block.size >= bytes) return block.data;
-  if (block.data) pool().give(block, on);
+  if (block.data) device_pool().give(block, on);
   block = {};
-  block = pool().take(bytes, on);
+  block = device_pool().take(bytes, on);
   return block.data;
 }
 
@@ -244,7 +103,7 @@ void check(cudaError_t status, const char* call) {
 
 void after_launch() {
   check(cudaGetLastError(), "kernel launch");
-  if (synchronous()) check(cudaStreamSynchronize(stream()), "kernel");
+  if (synchronous() && !Graph::capturing()) check(cudaStreamSynchronize(stream()), "kernel");
 }
 
 #ifndef MEDMPI_CUDA_EMULATED
@@ -280,37 +139,32 @@ void use_device(int device) {
 
 Stream current_stream() { return thread_state().stream; }
 
-void synchronize() { check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize"); }
+void synchronize() {
+  refuse_in_capture("a wait for the device");
+  check(cudaStreamSynchronize(stream()), "cudaStreamSynchronize");
+}
 
 void order(Stream first, Stream then) {
   if (first == then) return;
+  refuse_in_capture("the use of an array that was last used elsewhere");
   cudaEvent_t event = thread_state().event;
   const auto handle = [](Stream s) { return s ? static_cast<cudaStream_t>(s) : cudaStreamLegacy; };
   check(cudaEventRecord(event, handle(first)), "cudaEventRecord");
   check(cudaStreamWaitEvent(handle(then), event, 0), "cudaStreamWaitEvent");
 }
 
-Block allocate(size_t bytes, Stream stream) { return pool().take(bytes, stream); }
-void release(Block block, Stream stream) noexcept { pool().give(block, stream); }
-void trim() { pool().trim(); }
-Statistics statistics() { return pool().statistics(); }
-void reset_peak() { pool().reset_peak(); }
+Block allocate(size_t bytes, Stream stream) {
+  const Graph* graph = Graph::capturing();
+  return device_pool().take(bytes, stream, graph ? graph->memory()->home() : 0);
+}
+void release(Block block, Stream stream) noexcept { device_pool().give(block, stream); }
+void trim() { device_pool().trim(); }
+Statistics statistics() { return device_pool().statistics(); }
+void reset_peak() { device_pool().reset_peak(); }
 
 void* device_scratch(int slot, size_t bytes) {
+  if (Graph* graph = Graph::capturing()) return graph->scratch(slot, bytes);
   return grown(thread_state().scratch[slot], bytes, thread_state().stream);
-}
-
-void* pinned_scratch(int slot, size_t bytes) {
-  ThreadState& state = thread_state();
-  if (state.pinned[slot] && state.pinned_size[slot] >= bytes) return state.pinned[slot];
-  if (state.pinned[slot]) {
-    check(cudaStreamSynchronize(state.stream), "cudaStreamSynchronize");
-    check(cudaFreeHost(state.pinned[slot]), "cudaFreeHost");
-    state.pinned[slot] = nullptr;
-  }
-  check(cudaMallocHost(&state.pinned[slot], bytes ? bytes : 1), "cudaMallocHost");
-  state.pinned_size[slot] = bytes;
-  return state.pinned[slot];
 }
 
 const void* device_constant(const void* host, size_t bytes) {
@@ -318,7 +172,8 @@ const void* device_constant(const void* host, size_t bytes) {
   const std::string content(static_cast<const char*>(host), bytes);
   auto found = constants().tables.find(content);
   if (found != constants().tables.end()) return found->second;
-  const Block block = pool().take(bytes, current_stream());
+  refuse_in_capture("the upload of a table; do what is captured once before");
+  const Block block = device_pool().take(bytes, current_stream());
   check(cudaMemcpyAsync(block.data, host, bytes, cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
   synchronize();  // every stream may use it from now on
   constants().tables.emplace(content, block.data);
@@ -332,10 +187,13 @@ const void* device_upload(int slot, const void* host, size_t bytes) {
 }
 
 void copy_to_device(void* to, const void* from, size_t bytes) {
+  refuse_in_capture("a copy from host memory");
   if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream()), "cudaMemcpyAsync");
+  if (is_pinned(from)) synchronize();  // of other memory the driver has a copy by now
 }
 
 void copy_to_host(void* to, const void* from, size_t bytes) {
+  refuse_in_capture("a copy to host memory");
   if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream()), "cudaMemcpyAsync");
   synchronize();
 }

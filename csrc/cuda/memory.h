@@ -3,6 +3,7 @@
 // host thread, and memory that is kept for reuse. Every function raises std::runtime_error with the CUDA call and its
 // status, and where no CUDA was built in with that as its reason.
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace medmpi::cuda {
@@ -31,6 +32,7 @@ void order(Stream first, Stream then);
 struct Block {
   void* data = nullptr;
   size_t size = 0;
+  uint64_t home = 0;  // of graphs' memory (graph.h), which it then never leaves
 };
 Block allocate(size_t bytes, Stream stream);
 void release(Block block, Stream stream) noexcept;
@@ -46,8 +48,6 @@ void reset_peak();
 /// Scratch of the calling thread in device memory: as medmpi::scratch on the host. Work on the thread's stream uses one
 /// call's scratch after the other's.
 void* device_scratch(int slot, size_t bytes);
-/// The same in page-locked host memory.
-void* pinned_scratch(int slot, size_t bytes);
 /// A device copy of a small table in host memory that follows from an operation's sizes or options (filter taps, the
 /// windows of a pooling axis): found by its content, made once and kept. Not for tables that differ from call to call.
 const void* device_constant(const void* host, size_t bytes);

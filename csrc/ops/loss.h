@@ -23,6 +23,14 @@ struct LossOps {
   /// (2 sum p t + smooth) / (sum p + sum t + smooth)) / denominator, with p = softmax(x), and its gradient dx.
   bool (*dice)(int64_t n, int64_t m, int64_t k, const float* x, const int64_t* labels, double smooth, int64_t first,
                double denominator, double* loss, float* dx);
+  /// The same two with denominators in memory beside the arrays, on devices, whose work waits for nobody: labels are
+  /// not looked at before.
+  bool (*softmax_cross_entropy_by)(int64_t m, int64_t k, const float* x, const int64_t* labels, const float* weight,
+                                   const double* denominator, double* loss, float* dx) = nullptr;
+  bool (*dice_by)(int64_t n, int64_t m, int64_t k, const float* x, const int64_t* labels, double smooth, int64_t first,
+                  const double* denominator, double* loss, float* dx) = nullptr;
+  /// The number of rows whose first largest logit (a NaN counts as largest) is at their label; on devices.
+  void (*count_correct)(int64_t m, int64_t k, const float* x, const int64_t* labels, int64_t* count) = nullptr;
 };
 
 }  // namespace medmpi

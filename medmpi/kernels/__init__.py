@@ -57,6 +57,7 @@ from .copy import (
 from .dropout import (
     dropout,
     dropout_backward,
+    dropout_keyed,
 )
 from .elementwise import (
     accumulate,
@@ -71,12 +72,25 @@ from .filter import gaussian_filter, gaussian_filter1d
 from .histogram import histogram, otsu_threshold
 from .linear import linear, linear_backward_bias, linear_backward_data, linear_backward_weight
 from .loss import (
+    count_correct,
     dice_loss,
+    dice_loss_by,
     softmax,
     softmax_cross_entropy,
+    softmax_cross_entropy_by,
 )
 from .median import median_filter
-from .memory import Arena, Recording, device_memory_statistics, memory_statistics, reset_peak_memory, trim_memory
+from .memory import (
+    Arena,
+    CudaGraph,
+    Recording,
+    Uploads,
+    device_memory_statistics,
+    memory_statistics,
+    pinned_empty,
+    reset_peak_memory,
+    trim_memory,
+)
 from .optimizer import (
     adam_step,
     sgd_step,
@@ -97,9 +111,11 @@ from .warp import warp
 
 __all__ = [
     "Arena",
+    "CudaGraph",
     "DeviceArray",
     "MaxPoolIndices",
     "Recording",
+    "Uploads",
     "WeightCache",
     "accumulate",
     "adam_step",
@@ -132,12 +148,15 @@ __all__ = [
     "conv_transpose2d_backward_data",
     "conv_transpose2d_backward_weight",
     "convolve2d",
+    "count_correct",
     "crop",
     "device_memory_statistics",
     "devices",
     "dice_loss",
+    "dice_loss_by",
     "dropout",
     "dropout_backward",
+    "dropout_keyed",
     "empty",
     "fill_",
     "gaussian_filter",
@@ -160,6 +179,7 @@ __all__ = [
     "normalize",
     "otsu_threshold",
     "pad",
+    "pinned_empty",
     "precision",
     "relu",
     "relu_backward",
@@ -174,6 +194,7 @@ __all__ = [
     "sgd_step",
     "softmax",
     "softmax_cross_entropy",
+    "softmax_cross_entropy_by",
     "split",
     "sum_channels",
     "sum_squares",

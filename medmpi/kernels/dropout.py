@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from . import _core
 from .arguments import number, whole
 from .arrays import Array, result_for, shape_of
@@ -30,4 +33,14 @@ def dropout_backward(dy: Array, p: float, *, seed: int, offset: int = 0, out: Ar
     seed, offset = _key("dropout_backward", seed, offset)
     out = result_for("dropout_backward", dy, shape_of("dropout_backward", "dy", dy), out)
     _core.dropout_backward(dy, number("dropout_backward", "p", p), seed, offset, out)
+    return out
+
+
+def dropout_keyed(x: Array, p: float, key: NDArray[np.int64], *, out: Array | None = None) -> Array:
+    """``dropout``, or its gradient, with ``key`` int64 (2,), seed and offset, on the device where ``x`` is.
+
+    The key is read when the device comes to it: work that is captured once draws other bits each time.
+    """
+    out = result_for("dropout_keyed", x, shape_of("dropout_keyed", "x", x), out)
+    _core.dropout_keyed(x, p, key, out)
     return out

@@ -9,6 +9,8 @@ from . import _core
 from .arguments import number
 from .arrays import Array, result_for, shape_of
 
+Float64 = NDArray[np.float64]
+
 
 def softmax(x: Array, *, out: Array | None = None) -> Array:
     """Softmax over the last axis of a float32 array of one or more dimensions; ``out`` may be ``x``."""
@@ -70,3 +72,46 @@ def dice_loss(
     out = result_for("dice_loss", logits, logits.shape, out)
     smooth, by = number("dice_loss", "smooth", smooth), _by("dice_loss", denominator)
     return _core.dice_loss(logits, labels, smooth, include_background, by, out), out
+
+
+def softmax_cross_entropy_by(
+    logits: Array,
+    labels: NDArray[np.int64],
+    denominator: Float64,
+    loss: Float64,
+    *,
+    weight: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``softmax_cross_entropy`` on a device that the host does not wait for: the gradient.
+
+    ``denominator`` (1,) and ``loss`` (1,) are float64 on the device: the one is read when the device comes to it, the
+    other written. Nobody looks at ``labels``, which must be in ``[0, K)``.
+    """
+    _check_labels("softmax_cross_entropy_by", logits, labels)
+    out = result_for("softmax_cross_entropy_by", logits, logits.shape, out)
+    _core.softmax_cross_entropy_by(logits, labels, weight, denominator, loss, out)
+    return out
+
+
+def dice_loss_by(
+    logits: Array,
+    labels: NDArray[np.int64],
+    denominator: Float64,
+    loss: Float64,
+    *,
+    smooth: float = 1e-5,
+    include_background: bool = True,
+    out: Array | None = None,
+) -> Array:
+    """``dice_loss`` in the way of ``softmax_cross_entropy_by``: the gradient."""
+    _check_labels("dice_loss_by", logits, labels)
+    out = result_for("dice_loss_by", logits, logits.shape, out)
+    _core.dice_loss_by(logits, labels, smooth, include_background, denominator, loss, out)
+    return out
+
+
+def count_correct(logits: Array, labels: NDArray[np.int64], count: NDArray[np.int64]) -> None:
+    """``count[0] = (logits.argmax(-1) == labels).sum()``, all three on a device; the host does not wait for it."""
+    _check_labels("count_correct", logits, labels)
+    _core.count_correct(logits, labels, count)

@@ -110,6 +110,25 @@ int main(int, char** arguments) {
     }
     std::printf("%g %g", value(y, 0), value(y, 2));
   }
+  if (is("late copy") || is("late copy in order")) {
+    float* mine = nullptr;
+    cudaMallocHost(&mine, 4);
+    cudaStream_t copies;
+    cudaStreamCreate(&copies);
+    cudaEvent_t copied;
+    cudaEventCreate(&copied);
+    mine[0] = 1.0f;
+    cudaMemcpyAsync(y, mine, 4, cudaMemcpyHostToDevice, copies);
+    cudaEventRecord(copied, copies);
+    if (is("late copy")) mine[0] = 2.0f;  // too early
+    float* z = device<float>(1);
+    if (is("late copy in order")) cudaStreamWaitEvent(stream, copied, 0);
+    cudaMemcpyAsync(z, y, 4, cudaMemcpyDeviceToDevice, stream);
+    cudaStreamSynchronize(stream);
+    std::printf("%d ", cudaEventQuery(copied) == cudaErrorNotReady);
+    cudaStreamSynchronize(copies);
+    std::printf("%g %g", value(y, 0), value(z, 0));
+  }
   if (is("part of a block meets")) launch(part_of_a_block_meets, 2, 64, 0, stream);
   if (is("two barriers")) launch(two_barriers, 2, 64, 0, stream);
   if (is("lane left out")) launch(lane_left_out, 1, 32, 0, stream);
@@ -140,6 +159,13 @@ int main(int, char** arguments) {
   if (is("allocation in capture")) {
     cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
     device<float>(1);
+  }
+  if (is("wait in capture")) {
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+    cudaStreamSynchronize(stream);
+    cudaGetLastError();
+    cudaGraph_t graph;
+    cudaStreamEndCapture(stream, &graph);
   }
   if (is("unset")) std::printf("%g", value(y, 0));
   if (is("collective")) {

@@ -40,6 +40,12 @@ def test_graph_runs_when_it_is_launched(program):
     assert program("graph").stdout == "nan before, 2000 2000"
 
 
+def test_copies_of_page_locked_memory_run_as_late_as_they_may(program):
+    # the first program overwrites what is still to be read, and reads what is not there yet
+    assert program("late copy").stdout == "1 2 nan"
+    assert program("late copy in order").stdout == "0 1 1"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -52,6 +58,7 @@ def test_graph_runs_when_it_is_launched(program):
         ("too many threads", "invalid configuration argument"),
         ("wrong direction", "invalid argument"),
         ("allocation in capture", "cudaErrorStreamCaptureUnsupported"),
+        ("wait in capture", "cudaErrorStreamCaptureInvalidated"),
         ("unset", "nan"),
     ],
 )

@@ -28,6 +28,7 @@ enum cudaError_t {
   cudaErrorNotSupported = 801,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureIsolation = 905,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToHost,
@@ -96,6 +97,7 @@ struct Pool;
 using cudaStream_t = medmpi::emulate::Stream*;
 using cudaEvent_t = medmpi::emulate::Event*;
 using cudaGraph_t = medmpi::emulate::Graph*;
+using cudaGraphNode_t = void*;
 using cudaGraphExec_t = medmpi::emulate::Graph*;
 using cudaMemPool_t = medmpi::emulate::Pool*;
 using cudaHostFn_t = void (*)(void*);
@@ -149,7 +151,8 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t pool, size_t bytes);
 
 // --- streams, events, graphs ----------------------------------------------------------------------------------------
-// Work runs when it is enqueued, or is recorded while its stream is captured.
+// Work runs when it is enqueued, or is recorded while its stream is captured. But copies from and to page-locked memory
+// run as late as they may: when somebody waits for them. So does all that is behind them.
 cudaError_t cudaStreamCreate(cudaStream_t* stream);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int priority);
@@ -158,6 +161,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data);
@@ -168,6 +172,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream = 0);
 cudaError_t cudaEventQuery(cudaEvent_t event);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end);
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count);
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long flags = 0);
 cudaError_t cudaGraphUpload(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
@@ -184,8 +189,9 @@ cudaError_t enqueue_kernel(const void* kernel, dim3 grid, dim3 block, size_t sha
 /// Whether a kernel may be given this pointer: null, device or page-locked host memory.
 bool kernel_may_use(const void* p);
 cudaError_t refuse_pointer(int argument);
-/// Makes device memory that nobody needs any longer NaN, as fresh memory is.
-void poison(void* p, size_t bytes);
+/// Makes device memory that the stream's work does not need any longer NaN, as fresh memory is; a captured stream's
+/// graph does it at every launch where the memory is `the_graphs`.
+void poison(void* p, size_t bytes, cudaStream_t stream, bool the_graphs);
 void copy_to_symbol(void* symbol, const void* from, size_t bytes, size_t offset, cudaStream_t stream);
 
 template <typename... Parameters, typename... Arguments>

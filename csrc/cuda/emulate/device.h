@@ -16,26 +16,23 @@ class Working {
   Working& operator=(const Working&) = delete;
 };
 
-/// While it lives allocations are allowed although a stream is captured.
-class CaptureAllowed {
- public:
-  CaptureAllowed();
-  ~CaptureAllowed();
-  CaptureAllowed(const CaptureAllowed&) = delete;
-  CaptureAllowed& operator=(const CaptureAllowed&) = delete;
-};
-
 bool is_device(const void* p);
 bool is_capturing(cudaStream_t stream);
-/// Whether some stream is captured, which then is spoilt: the call waits for the device or allocates.
+/// Whether a stream is captured by this thread, or by any in global mode; it is spoilt then: the call waits for the
+/// device or allocates.
 bool refuse_in_capture();
 
 /// Keeps the error for cudaGetLastError and returns it.
 cudaError_t set_error(cudaError_t error);
 /// A kernel failed: all that follows fails too, as on a device.
 void fail(const std::string& what);
+bool has_failed();
 
-/// Runs work, or records it while the stream is captured.
-cudaError_t enqueue(cudaStream_t stream, std::function<void()> work);
+/// Runs work, or records it while the stream is captured. Late work runs when somebody waits for it, and what is given
+/// to the stream meanwhile runs behind it.
+cudaError_t enqueue(cudaStream_t stream, std::function<void()> work, bool late = false);
+/// Does the late work of a stream, and of all.
+void catch_up(cudaStream_t stream);
+void catch_up_all();
 
 }  // namespace medmpi::emulate

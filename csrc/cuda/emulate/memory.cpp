@@ -144,9 +144,12 @@ bool is_device(const void* p) {
   return reserve && static_cast<const char*>(p) >= reserve && static_cast<const char*>(p) < reserve + kReserve;
 }
 
-void poison(void* p, size_t bytes) {
-  const Working open;
-  std::memset(p, 0xff, bytes);
+void poison(void* p, size_t bytes, cudaStream_t stream, bool the_graphs) {
+  if (is_capturing(stream) && !the_graphs) return;
+  enqueue(stream, [=] {
+    const Working open;
+    std::memset(p, 0xff, bytes);
+  });
 }
 
 bool kernel_may_use(const void* p) {
@@ -202,6 +205,8 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 
 cudaError_t cudaFree(void* p) {
   if (!p) return cudaSuccess;
+  if (refuse_in_capture()) return set_error(cudaErrorStreamCaptureUnsupported);
+  catch_up_all();
   const Working open;
   const Range* found = find(p);
   if (!found || found->data != p) return set_error(cudaErrorInvalidValue);
@@ -225,13 +230,17 @@ cudaError_t cudaFree(void* p) {
 }
 
 cudaError_t cudaMallocAsync(void** p, size_t bytes, cudaStream_t) {
-  const CaptureAllowed allowed;
-  return cudaMalloc(p, bytes);
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  const cudaError_t status = cudaMalloc(p, bytes);
+  cudaThreadExchangeStreamCaptureMode(&mode);
+  return status;
 }
 /// Memory that a captured step has used stays: the graph reads and writes it at every launch.
 cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) { return is_capturing(stream) ? cudaSuccess : cudaFree(p); }
 
 cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
+  if (refuse_in_capture()) return set_error(cudaErrorStreamCaptureUnsupported);
   *p = std::aligned_alloc(kPage, whole_pages(bytes ? bytes : 1));
   if (!*p) return set_error(cudaErrorMemoryAllocation);
   return cudaHostRegister(*p, bytes, 0);
@@ -239,6 +248,7 @@ cudaError_t cudaHostAlloc(void** p, size_t bytes, unsigned) {
 cudaError_t cudaMallocHost(void** p, size_t bytes) { return cudaHostAlloc(p, bytes, 0); }
 cudaError_t cudaFreeHost(void* p) {
   if (!p) return cudaSuccess;
+  catch_up_all();
   const cudaError_t status = cudaHostUnregister(p);
   if (status == cudaSuccess) std::free(p);
   return status;
@@ -285,15 +295,21 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
       !copy_fits(static_cast<char*>(to) + (height - 1) * to_pitch,
                  static_cast<const char*>(from) + (height - 1) * from_pitch, width, kind))
     return set_error(cudaErrorInvalidValue);
-  return enqueue(stream, [=] {
+  const void* const host = !is_device(to) ? to : !is_device(from) ? from : nullptr;
+  const bool late = host && kernel_may_use(host);
+  // of other memory the driver makes a copy of its own, or waits
+  if (host && !late && !is_capturing(stream)) catch_up(stream);
+  const auto work = [=] {
     const Working open;
     for (size_t i = 0; i < height; ++i)
       std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
-  });
+  };
+  return enqueue(stream, work, late);
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   if (refuse_in_capture()) return set_error(cudaErrorStreamCaptureUnsupported);
+  catch_up_all();
   return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 

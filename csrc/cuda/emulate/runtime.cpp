@@ -1,28 +1,12 @@
-// Emulated streams, events, graphs, errors and the device's properties.
+// The emulated device's properties, errors and launches.
 #include <atomic>
-#include <chrono>
 #include <map>
 #include <mutex>
-#include <vector>
 
 #include "cuda/emulate/cuda_runtime.h"
 #include "cuda/emulate/device.h"
 
 namespace medmpi::emulate {
-
-struct Graph {
-  std::vector<std::function<void()>> work;
-};
-struct Stream {
-  Graph* graph = nullptr;  // that it is captured into
-  bool origin = false;     // capture began here
-  bool spoilt = false;
-};
-struct Event {
-  Graph* graph = nullptr;  // of the capture in which it was recorded
-  bool recorded = false;
-  std::chrono::steady_clock::time_point time;
-};
 
 namespace {
 
@@ -30,47 +14,24 @@ constexpr size_t kShared = 48 << 10, kSharedMost = 227 << 10;
 constexpr int kProcessors = 2;  // few, so that grid-stride loops turn more than once
 
 std::mutex lock;
-std::vector<Stream*> captured;
 std::map<const void*, size_t> shared_allowed;
 std::string failure;
 std::atomic<bool> failed{false};
 thread_local cudaError_t last = cudaSuccess;
-thread_local int allowed = 0;
-
 }  // namespace
-
-CaptureAllowed::CaptureAllowed() { ++allowed; }
-CaptureAllowed::~CaptureAllowed() { --allowed; }
-
-bool is_capturing(cudaStream_t stream) { return stream && stream->graph; }
-
-bool refuse_in_capture() {
-  if (allowed) return false;
-  const std::lock_guard<std::mutex> guard(lock);
-  for (Stream* s : captured) s->spoilt = true;
-  return !captured.empty();
-}
 
 cudaError_t set_error(cudaError_t error) {
   if (error != cudaSuccess) last = error;
   return error;
 }
 
+bool has_failed() { return failed; }
+
 void fail(const std::string& what) {
   const std::lock_guard<std::mutex> guard(lock);
   if (!failed) failure = "emulation: " + what;
   failed = true;
   last = cudaErrorLaunchFailure;
-}
-
-cudaError_t enqueue(cudaStream_t stream, std::function<void()> work) {
-  if (failed) return set_error(cudaErrorLaunchFailure);
-  if (is_capturing(stream)) {
-    stream->graph->work.push_back(std::move(work));
-    return cudaSuccess;
-  }
-  work();
-  return cudaSuccess;
 }
 
 cudaError_t allow_shared(const void* kernel, size_t bytes) {
@@ -144,6 +105,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNotSupported";
     case cudaErrorStreamCaptureUnsupported:
       return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureIsolation:
+      return "cudaErrorStreamCaptureIsolation";
     case cudaErrorStreamCaptureInvalidated:
       return "cudaErrorStreamCaptureInvalidated";
   }
@@ -269,120 +232,3 @@ cudaError_t cudaDriverGetVersion(int* version) {
   return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
-
-namespace {
-cudaError_t wait() {
-  if (refuse_in_capture()) return set_error(cudaErrorStreamCaptureUnsupported);
-  return failed ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
-}
-}  // namespace
-cudaError_t cudaDeviceSynchronize() { return wait(); }
-cudaError_t cudaDeviceReset() { return wait(); }
-
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new Stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
-cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
-  return cudaStreamCreateWithFlags(stream, flags);
-}
-cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-  delete stream;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-  if (!is_capturing(stream)) return failed ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
-  stream->spoilt = true;
-  return set_error(cudaErrorStreamCaptureUnsupported);
-}
-cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-  if (!stream || stream->graph) return set_error(cudaErrorStreamCaptureUnsupported);
-  const std::lock_guard<std::mutex> guard(lock);
-  stream->graph = new Graph;
-  stream->origin = true;
-  stream->spoilt = false;
-  if (mode != cudaStreamCaptureModeRelaxed) captured.push_back(stream);
-  return cudaSuccess;
-}
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  *graph = nullptr;
-  if (!is_capturing(stream) || !stream->origin) return set_error(cudaErrorInvalidValue);
-  const std::lock_guard<std::mutex> guard(lock);
-  for (size_t i = 0; i < captured.size(); ++i)
-    if (captured[i] == stream) captured.erase(captured.begin() + static_cast<std::ptrdiff_t>(i));
-  Graph* g = stream->graph;
-  stream->graph = nullptr;
-  stream->origin = false;
-  if (stream->spoilt) {
-    delete g;
-    return set_error(cudaErrorStreamCaptureInvalidated);
-  }
-  *graph = g;
-  return cudaSuccess;
-}
-cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status = !is_capturing(stream) ? cudaStreamCaptureStatusNone
-            : stream->spoilt      ? cudaStreamCaptureStatusInvalidated
-                                  : cudaStreamCaptureStatusActive;
-  return cudaSuccess;
-}
-cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  return enqueue(stream, [=] { function(data); });
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new Event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  delete event;
-  return cudaSuccess;
-}
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  event->graph = is_capturing(stream) ? stream->graph : nullptr;
-  event->recorded = true;
-  event->time = std::chrono::steady_clock::now();
-  return cudaSuccess;
-}
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  if (event->graph) return set_error(cudaErrorStreamCaptureUnsupported);
-  return failed ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
-}
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cudaEvent_t end) {
-  if (!begin->recorded || !end->recorded) return set_error(cudaErrorInvalidResourceHandle);
-  *milliseconds = std::chrono::duration<float, std::milli>(end->time - begin->time).count();
-  return cudaSuccess;
-}
-/// A stream that waits for an event of a captured one is captured with it; one that is captured too joins it.
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  if (!event->graph || !stream || stream->origin) return cudaSuccess;
-  stream->graph = event->graph;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
-  *exec = new Graph(*graph);
-  return cudaSuccess;
-}
-cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
-  if (is_capturing(stream)) return set_error(cudaErrorStreamCaptureUnsupported);
-  for (const auto& work : exec->work) {
-    if (failed) break;
-    work();
-  }
-  return failed ? set_error(cudaErrorLaunchFailure) : cudaSuccess;
-}
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
-  delete exec;
-  return cudaSuccess;
-}
