@@ -8,7 +8,7 @@ time, through the whole network.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,27 @@ class Session:
     batch, is the number of samples that go through the network together; ``Session.tuned`` finds the best one. Weights
     may change in place; the running statistics of a batch normalisation, and a folded graph's weights, are those of
     now. With ``device`` "cuda", for a graph whose layers were moved there (``Layer.move``), inputs and outputs are
-    device arrays. One thread may use a session at a time; several sessions may share a graph.
+    device arrays, and a CUDA graph takes the recording's place unless ``captured`` is false. One thread may use a
+    session at a time; several sessions may share a graph.
     Raises ValueError where the shapes do not fit, RuntimeError where a layer computes outside the kernels.
     """
 
-    def __init__(self, graph: Graph, *shapes: Shape, micro_batch: int | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        *shapes: Shape,
+        micro_batch: int | None = None,
+        device: str = "cpu",
+        captured: bool = True,
+    ) -> None:
         graph.shapes(*shapes)
         batch = shapes[0][0]
         self.micro_batch = batch if micro_batch is None else micro_batch
         if any(shape[0] != batch for shape in shapes) or self.micro_batch < 1 or batch % self.micro_batch:
             raise ValueError(f"Session: micro_batch is {micro_batch}, expected a divisor of the batch of {batch}")
-        self._graph, self._arena, self._recording = graph, K.Arena(), K.Recording()
+        self._graph, self._arena = graph, K.Arena()
+        recording = K.Recording()
+        self._replay: Callable[[], None] = recording.run
         random = np.random.default_rng(0)
         self._xs = tuple(random.standard_normal((self.micro_batch, *shape[1:]), dtype=np.float32) for shape in shapes)
         if device != "cpu":
@@ -49,8 +59,14 @@ class Session:
         with self._arena:  # notes how long arrays live
             first = self._forward()
         del first
-        with self._arena, self._recording:
-            self._ys = self._forward()
+        if device != "cpu" and captured:
+            cuda_graph = K.CudaGraph()
+            with cuda_graph:
+                self._ys = self._forward()
+            self._replay = cuda_graph.launch
+        else:
+            with self._arena, recording:
+                self._ys = self._forward()
         self._check(random)
         whole = self.micro_batch == batch
         self.inputs: tuple[Array, ...] = self._xs
@@ -72,7 +88,7 @@ class Session:
             for i, session in enumerate(sessions):
                 if turn < 2 or each[i] * session.micro_batch * turn < _SECONDS:
                     start = time.perf_counter()
-                    session._recording.run()
+                    session._replay()
                     each[i] = min(each[i], (time.perf_counter() - start) / session.micro_batch)
         return sessions[each.index(min(each))]
 
@@ -84,7 +100,7 @@ class Session:
         for x in self._xs:
             x[...] = random.standard_normal(x.shape, dtype=np.float32)
         expected = self._forward()
-        self._recording.run()
+        self._replay()
         pairs = [(K.to_host(y), K.to_host(e)) for y, e in zip(self._ys, expected, strict=True)]
         if not all(np.array_equal(y, e, equal_nan=True) for y, e in pairs):
             raise RuntimeError("Session: recorded calls give another result; a layer computes outside the kernels")
@@ -97,13 +113,13 @@ class Session:
     def run(self) -> None:
         """Computes ``outputs`` from ``inputs``."""
         if self.inputs is self._xs:
-            self._recording.run()
+            self._replay()
             return
         for start in range(0, len(self.inputs[0]), self.micro_batch):
             part = slice(start, start + self.micro_batch)
             for mine, x in zip(self._xs, self.inputs, strict=True):
                 mine[...] = x[part]
-            self._recording.run()
+            self._replay()
             for y, mine in zip(self.outputs, self._ys, strict=True):
                 y[part] = mine
 

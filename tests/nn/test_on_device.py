@@ -119,7 +119,10 @@ def test_a_session_runs_on_the_device():
     (want,), _ = folded.forward(x, context=nn.Context(train=False))
     for node in folded.nodes:
         node.layer.move(K.to_device)
-    for micro_batch in (1, 2):
-        session = nn.Session(folded, x.shape, micro_batch=micro_batch, device="cuda")
+    results = []
+    for micro_batch, captured in ((1, True), (1, False), (2, True)):
+        session = nn.Session(folded, x.shape, micro_batch=micro_batch, device="cuda", captured=captured)
         (y,) = session(x)
         np.testing.assert_allclose(y.numpy(), want, atol=1e-4 * np.abs(want).max())
+        results.append(y.numpy())
+    np.testing.assert_array_equal(results[0], results[1])
