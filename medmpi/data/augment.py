@@ -60,6 +60,23 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Changes:
+    """What is done to the images of a batch, as ``kernels.warp`` wants it: matrix (n, 2, 3), gain and bias (n, c)."""
+
+    matrix: NDArray[np.float64]
+    gain: NDArray[np.float64] | None
+    bias: NDArray[np.float64] | None
+
+    def of_images(self, images: Images) -> Images:
+        """The changed images, in host memory or on a device, as they are given."""
+        return kernels.warp(images, self.matrix, gain=self.gain, bias=self.bias)
+
+    def of_masks(self, masks: Images) -> Images:
+        """The masks that belong to them."""
+        return kernels.warp(masks[..., None], self.matrix, mode="nearest")[..., 0]
+
+
+@dataclass(frozen=True)
 class EpochAugment:
     """Callable on a batch: uint8 images (n, h, w, c), masks uint8 (n, h, w) or None, sample ids (n,)."""
 
@@ -69,18 +86,21 @@ class EpochAugment:
 
     def __call__(self, images: Images, masks: Images | None, ids: Ids) -> tuple[Images, Images | None]:
         """Changed copies. ValueError where ``rotate90`` meets images that are not square."""
+        changes = self.changes(images.shape, ids)
+        if changes is None:
+            return images, masks
+        return changes.of_images(images), None if masks is None else changes.of_masks(masks)
+
+    def changes(self, shape: tuple[int, ...], ids: Ids) -> Changes | None:
+        """What is to be done to images of a shape (n, h, w, c); None for nothing. ValueError as above."""
         o = self.options
         if o == Augment():
-            return images, masks
-        _, h, w, c = images.shape
+            return None
+        _, h, w, c = shape
         if o.rotate90 and h != w:
             raise ValueError(f"augment: rotate90 of images {h}x{w}, expected square ones")
         bits = sample_bits(ids, _DRAWS, seed=self.seed, epoch=self.epoch, purpose=Purpose.AUGMENT)
-        matrix = self._matrix(bits, h, w)
-        gain, bias = self._levels(bits, c)
-        if masks is not None:
-            masks = kernels.warp(masks[..., None], matrix, mode="nearest")[..., 0]
-        return kernels.warp(images, matrix, gain=gain, bias=bias), masks
+        return Changes(self._matrix(bits, h, w), *self._levels(bits, c))
 
     def _matrix(self, bits: NDArray[np.uint32], h: int, w: int) -> NDArray[np.float64]:
         """From output (column, row, 1) to input (column, row), about the centre; words 0 to 6 of the bits."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,15 +24,20 @@ from .partition import Ids
 from .source import Images
 
 Transform: TypeAlias = Callable[[Images, Images | None, Ids], tuple[Images, Images | None]]
+Finish: TypeAlias = Callable[[Images, NDArray[Any], Ids], "Batch"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` float32 (n, h, w, c), normalised, in pooled memory; ``labels`` int64 (n,) or (n, h, w); ``ids``."""
+    """``images`` float32 (n, h, w, c), normalised, in pooled memory; ``labels`` int64 (n,) or (n, h, w); ``ids``.
+
+    Where a device has ``images``, ``device_labels`` may hold the labels there.
+    """
 
     images: NDArray[np.float32]
     labels: NDArray[np.int64]
     ids: Ids
+    device_labels: NDArray[np.int64] | None = None
 
 
 class Loader:
@@ -40,7 +45,8 @@ class Loader:
 
     ``threads`` fill at most ``depth`` batches ahead of the consumer, from construction on, so a loader made early has
     its first batch ready; with 0 threads the consumer makes each batch itself. ``transform(images, masks, ids)`` works
-    on uint8 (masks is None for classification). An error in a thread is raised in the consumer where its batch would
+    on uint8 (masks is None for classification); ``finish(images, targets, ids)`` then makes the batch, in the same
+    thread (default: of normalised images). An error in a thread is raised in the consumer where its batch would
     have come. ``close`` (also by ``with``, by an error and at the end) stops the threads after the batch they are at;
     so does dropping the loader.
     """
@@ -51,13 +57,14 @@ class Loader:
         batches: Sequence[Ids],
         *,
         transform: Transform | None = None,
+        finish: Finish | None = None,
         threads: int = 2,
         depth: int = 4,
     ) -> None:
         if threads < 0 or depth < 1:
             raise ValueError(f"Loader: threads is {threads} and depth {depth}, expected threads >= 0 and depth >= 1")
         # The threads know the ring alone: were it the loader, they would keep a forgotten one alive for ever.
-        self._ring = _Ring(split, batches, transform, depth)
+        self._ring = _Ring(split, batches, transform, finish, depth)
         self._wait_seconds = 0.0
         self._threads = [
             threading.Thread(target=self._ring.work, name=f"medmpi-loader-{i}", daemon=True)
@@ -70,6 +77,12 @@ class Loader:
     def wait_seconds(self) -> float:
         """How long the consumer has waited for batches."""
         return self._wait_seconds
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next batch can be had without waiting."""
+        with self._ring.changed:
+            return self._ring.taken in self._ring.ready
 
     @property
     def busy_seconds(self) -> float:
@@ -126,8 +139,11 @@ class Loader:
 class _Ring:
     """The batches between the threads that make them and the consumer that takes them."""
 
-    def __init__(self, split: Split, batches: Sequence[Ids], transform: Transform | None, depth: int) -> None:
+    def __init__(
+        self, split: Split, batches: Sequence[Ids], transform: Transform | None, finish: Finish | None, depth: int
+    ) -> None:
         self.split, self.batches, self.transform, self.depth = split, batches, transform, depth
+        self.finish = finish or self._normalised
         self.changed = threading.Condition()
         self.ready: dict[int, Batch | BaseException] = {}
         self.claimed = 0  # The next batch that a thread will make.
@@ -195,5 +211,8 @@ class _Ring:
         masks = targets if targets.ndim > 1 else None
         if self.transform is not None:
             images, masks = self.transform(images, masks, ids)
-        labels = targets if masks is None else masks
-        return Batch(normalise(images, self.split.mean, self.split.std), labels.astype(np.int64, copy=False), ids)
+        return self.finish(images, targets if masks is None else masks, ids)
+
+    def _normalised(self, images: Images, targets: NDArray[Any], ids: Ids) -> Batch:
+        normal = normalise(images, self.split.mean, self.split.std)
+        return Batch(normal, targets.astype(np.int64, copy=False), ids)

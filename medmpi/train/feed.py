@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi.data import Batch, Loader, Split, Transform
+from medmpi.train.device_feed import DeviceFeed
 
 if TYPE_CHECKING:
     from medmpi.train.job import Job
@@ -19,13 +20,15 @@ Ids = NDArray[np.int64]
 
 def feed(
     job: Job, split: Split, batches: Sequence[Ids], transform: Transform | None = None
-) -> Loader | LabelFeed | RowFeed:
+) -> Loader | LabelFeed | RowFeed | DeviceFeed:
     """An iterator over ``batches``, to be used in a ``with``. Only the first stage gets images, only the last labels.
 
     The last stage of a segmentation reads images too: masks come from the same files and are augmented with them. Where
-    images are split into tiles they have this rank's rows; masks are whole.
+    images are split into tiles they have this rank's rows; masks are whole. A device gets them in its memory.
     """
     grid = job.grid
+    if job.staging is not None:
+        return DeviceFeed(job.staging, split, batches, transform, job.options.workers)
     if grid.first or (grid.last and job.dataset.task == "segmentation"):
         loader = Loader(split, batches, transform=transform, threads=job.options.workers)
         return loader if job.tiling is None else RowFeed(loader, job.tiling)

@@ -17,6 +17,7 @@ from medmpi.data import Augment, Batch, DataError, Dataset, Task, Transform, cla
 from medmpi.train import device
 from medmpi.train.adapt import Adaptation
 from medmpi.train.config import parse_augment
+from medmpi.train.device_feed import Staging
 from medmpi.train.failure import BAD_DATA, USAGE, Failure, together
 from medmpi.train.initial import freeze, layer_rates
 from medmpi.train.local import LocalUpdates
@@ -75,6 +76,7 @@ class Job:
     world: World
     augment: Augment | None
     balance: Balance
+    staging: Staging | None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -198,6 +200,7 @@ def build_job(options: Options, world: World) -> Job:
         world=world,
         augment=together(world, lambda: _augment(options, dataset)),
         balance=parallel.Balance(grid.copies, options.batch_size, unit=unit, active=options.balance),
+        staging=Staging() if on_device else None,
     )
 
 
