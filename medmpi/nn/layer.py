@@ -41,6 +41,14 @@ class Statistics(Protocol):
         ...
 
 
+class Keys(Protocol):
+    """Keys of random numbers in device memory."""
+
+    def take(self, context: Context, name: str, per_sample: int) -> NDArray[np.int64]:
+        """Seed and offset, int64 (2,), of the layer ``name``."""
+        ...
+
+
 @dataclass
 class Context:
     """What a pass through a graph depends on besides its inputs.
@@ -48,7 +56,8 @@ class Context:
     ``first_sample`` is the index of this rank's first sample within the global batch and ``step`` the number of the
     training step: with ``seed`` and a layer's name they key its random numbers, so that any number of ranks draws the
     same ones. With ``statistics``, batch normalisation uses the batch of all ranks. ``keep`` makes a pass that is not
-    training keep what ``backward`` needs: gradients of the network as it is used, for explanations.
+    training keep what ``backward`` needs: gradients of the network as it is used, for explanations. With ``keys``,
+    random numbers on a device have their keys there: a pass that is captured draws other ones at every launch.
     """
 
     train: bool = True
@@ -57,6 +66,7 @@ class Context:
     first_sample: int = 0
     statistics: Statistics | None = None
     keep: bool = False
+    keys: Keys | None = None
     moments: dict[int, tuple[weakref.ref[Array], Moments, Moments]] = field(default_factory=dict, repr=False)
 
     def note_moments(self, y: Array, mean: Moments, m2: Moments) -> None:

@@ -51,6 +51,9 @@ class Dropout(Layer):
         (x,) = xs
         if not context.train or self.probability == 0:
             return x, None
+        if context.keys is not None:
+            in_memory = context.keys.take(context, self.name, prod(x.shape[1:]))
+            return K.dropout_keyed(x, self.probability, in_memory, out=x if overwrite else None), in_memory
         key = context.key(self.name), context.first_sample * prod(x.shape[1:])
         y = K.dropout(x, self.probability, seed=key[0], offset=key[1], out=x if overwrite else None)
         return y, key
@@ -60,8 +63,10 @@ class Dropout(Layer):
     ) -> tuple[Array | None, ...]:
         if saved is None or not need_dx:
             return (dy if need_dx else None,)
-        seed, offset = saved
         out = dy if overwrite else None
+        if not isinstance(saved, tuple):
+            return (K.dropout_keyed(dy, self.probability, saved, out=out),)
+        seed, offset = saved
         return (K.dropout_backward(dy, self.probability, seed=seed, offset=offset, out=out),)
 
     def output_shape(self, *shapes: Shape) -> Shape:

@@ -33,6 +33,22 @@ class Loss(Protocol):
         """The loss and its gradient; the denominators default to those of ``labels``."""
         ...
 
+    @property
+    def terms(self) -> int:
+        """The numbers that ``enqueue`` makes; 0 where it cannot be had."""
+        ...
+
+    def divisors(self, denominators: Denominators) -> Denominators:
+        """What ``enqueue`` divides its terms by."""
+        ...
+
+    def enqueue(self, logits: Array, labels: Labels, divisors: Denominators, values: Denominators) -> Array:
+        """The gradient, all arrays on a device and nobody waiting: ``values`` (terms,) get what adds up to the loss.
+
+        The labels must be classes.
+        """
+        ...
+
 
 def _weights(weight: Sequence[float] | Array | None) -> Array | None:
     if weight is None:
@@ -87,6 +103,13 @@ def _entropy(
     return float((each * eased * -log_p).sum() / denominator), dlogits
 
 
+def _beside(loss: CrossEntropy | DiceCrossEntropy, logits: Array) -> Array | None:
+    """The loss's class weights where the logits are, copied there once."""
+    if loss.weight is not None and loss.weight_there is None:
+        loss.weight_there = to_place(loss.weight, logits)
+    return loss.weight_there
+
+
 class Rows(Protocol):
     """The ranks that hold the other rows of the same images."""
 
@@ -107,6 +130,7 @@ class CrossEntropy:
 
     def __init__(self, weight: Sequence[float] | Array | None = None, *, gamma: float = 0.0) -> None:
         self.weight, self.gamma = _weights(weight), _check_gamma(gamma)
+        self.weight_there: Array | None = None
 
     def denominators(self, labels: Labels) -> Denominators:
         """The sum of the labels' weights, shape (1,)."""
@@ -119,6 +143,19 @@ class CrossEntropy:
         if total == 0:  # no samples, or only classes of weight 0
             total = 1.0
         return _entropy(logits, labels, self.weight, float(total), self.gamma)
+
+    @property
+    def terms(self) -> int:
+        """The cross-entropy alone; none with ``gamma``, which is computed on the host."""
+        return 0 if self.gamma else 1
+
+    def divisors(self, denominators: Denominators) -> Denominators:
+        """As every loss."""
+        return np.where(denominators == 0, 1.0, denominators)
+
+    def enqueue(self, logits: Array, labels: Labels, divisors: Denominators, values: Denominators) -> Array:
+        """As every loss."""
+        return K.softmax_cross_entropy_by(logits, labels, divisors, values, weight=_beside(self, logits))
 
 
 class DiceCrossEntropy:
@@ -146,6 +183,7 @@ class DiceCrossEntropy:
         self.weight, self.dice, self.cross_entropy = _weights(weight), dice, cross_entropy
         self.smooth, self.include_background, self.rows = smooth, include_background, rows
         self.gamma = _check_gamma(gamma)
+        self.weight_there: Array | None = None
 
     def denominators(self, labels: Labels) -> Denominators:
         """The sum of the labels' weights and the number of images, shape (2,)."""
@@ -170,6 +208,23 @@ class DiceCrossEntropy:
             denominator=float(totals[1]) / self.dice,
         )  # fmt: skip
         return entropy + dice, K.add(dlogits, ddice, out=dlogits)
+
+    @property
+    def terms(self) -> int:
+        """Cross-entropy and Dice; none with ``gamma`` or ``rows``, which are computed on the host."""
+        return 0 if self.gamma or self.rows is not None else 2
+
+    def divisors(self, denominators: Denominators) -> Denominators:
+        """As every loss."""
+        return np.where(denominators == 0, 1.0, denominators) / (self.cross_entropy, self.dice)
+
+    def enqueue(self, logits: Array, labels: Labels, divisors: Denominators, values: Denominators) -> Array:
+        """As every loss."""
+        dlogits = K.softmax_cross_entropy_by(logits, labels, divisors[:1], values[:1], weight=_beside(self, logits))
+        ddice = K.dice_loss_by(
+            logits, labels, divisors[1:], values[1:], smooth=self.smooth, include_background=self.include_background
+        )
+        return K.add(dlogits, ddice, out=dlogits)
 
     def _dice_of_rows(self, rows: Rows, logits: Array, labels: Labels, denominator: float) -> tuple[float, Array]:
         """``kernels.dice_loss`` of images of which this rank has some rows: sums first, then loss and gradient."""

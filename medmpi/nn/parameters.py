@@ -25,7 +25,8 @@ class Parameters:
     ``slices`` maps a node's name to its part of both; the parts follow each other without gaps, from the last node to
     the first, so that a run of finished gradients is one slice. Elements between parameters (for alignment) stay 0.
     ``allocate(n)`` makes the gradient's float32 array, which lets gradients live in memory shared with other ranks.
-    With ``device`` "cuda" the layers' running statistics move there too, and the graph computes on device arrays.
+    With ``device`` "cuda" the layers' running statistics move there too, as views of the flat ``running``, and the
+    graph computes on device arrays.
 
     The parameters of frozen layers lie in ``fixed``, have no gradients and are not counted or named here: nothing that
     optimizes, reduces or saves the state of training meets them. Weights files hold them (``nn.checkpoint``).
@@ -76,6 +77,7 @@ class Parameters:
                 continue
             layer.g.update((name, self.view(self.grad, f"{node.name}.{name}")) for name in specs)
         self.move(lambda value: value)
+        self.running: Array | None = None
         if device != "cpu":
             self._move_buffers()
         self.initialise(seed)
@@ -85,9 +87,14 @@ class Parameters:
 
     def _move_buffers(self) -> None:
         """Running statistics to the device; counters stay, Python reads them."""
-        for node in self.graph.nodes:
-            table = node.layer.b
-            table.update((name, K.to_device(value)) for name, value in table.items() if value.dtype.kind == "f")
+        tables = [node.layer.b for node in self.graph.nodes]
+        found = [(table, name, value) for table in tables for name, value in table.items() if value.dtype.kind == "f"]
+        ends = np.cumsum([0, *(-(-value.size // _ALIGN) * _ALIGN for _, _, value in found)])
+        self.running = self._allocate(int(ends[-1]))
+        K.fill_(self.running)
+        for (table, name, value), start in zip(found, ends, strict=False):
+            table[name] = self.running[start : start + value.size].reshape(value.shape)
+            table[name][...] = K.to_host(value)
 
     def move(self, place: Callable[[Array], Array]) -> None:
         """``value`` becomes what ``place`` makes of it: an array of the same size elsewhere; layers use that then."""

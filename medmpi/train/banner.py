@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medmpi import __version__
 from medmpi import kernels as K
+from medmpi.train.device_step import obstacle
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
@@ -88,4 +89,6 @@ def _kernels(job: Job) -> str:
     """What computes: the CPU's instruction set, or the device and its precision."""
     if job.options.device == "cpu":
         return K.backend()
-    return f"cuda in {K.precision()} on {', '.join(K.devices())}"
+    why = obstacle(job) if job.options.cuda_graph else "--no-cuda-graph"
+    steps = "steps in CUDA graphs" if why is None else f"steps kernel by kernel ({why})"
+    return f"cuda in {K.precision()} on {', '.join(K.devices())}, {steps}"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmpi import kernels, nn
+from medmpi.kernels.arrays import Array
 from medmpi.train.failure import DIVERGED, Failure
 
 if TYPE_CHECKING:
@@ -23,18 +24,28 @@ _SHOWN = 8
 
 
 class Buffers:
-    """The graph's buffers (running statistics) as they were before a step."""
+    """The graph's buffers (running statistics) as they were before a step; ``flat`` holds those on a device."""
 
-    def __init__(self, graph: nn.Graph) -> None:
-        self._live = [(node.layer.b, name) for node in graph.nodes for name in node.layer.b]
+    def __init__(self, graph: nn.Graph, flat: Array | None = None) -> None:
+        self._live = [
+            (node.layer.b, name)
+            for node in graph.nodes
+            for name, value in node.layer.b.items()
+            if flat is None or value.dtype.kind != "f"
+        ]
         self._kept: list[NDArray[Any]] = [np.empty(0)] * len(self._live)
+        self._flat, self._kept_flat = flat, flat
 
     def keep(self) -> None:
         self._kept = [buffers[name].copy() for buffers, name in self._live]
+        if self._flat is not None:
+            self._kept_flat = self._flat.copy()
 
     def restore(self) -> None:
         for (buffers, name), kept in zip(self._live, self._kept, strict=True):
             buffers[name][...] = kept
+        if self._flat is not None:
+            self._flat[...] = self._kept_flat
 
 
 class NonFiniteGuard:

@@ -198,6 +198,9 @@ class Options:
     )
     device: str = _option("cpu", "parallel", "where kernels run", choices=("cpu", "cuda"))
     precision: str = _option("fp32", "parallel", "compute precision", choices=("fp32", "tf32", "bf16"))
+    cuda_graph: bool = _option(
+        True, "parallel", "--device cuda: capture a step's passes in a CUDA graph, to the same bits in less time"
+    )
     threads: int | None = _option(
         None, "parallel", "OpenMP threads per rank (default: cores / ranks of the node)", low=1
     )

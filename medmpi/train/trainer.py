@@ -6,6 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from medmpi.parallel.timing import imbalance
 from medmpi.train import step
 from medmpi.train.adapt import Place
 from medmpi.train.clock import Clock, bottleneck
+from medmpi.train.device_step import DeviceStep, obstacle
 from medmpi.train.evaluate import evaluate
 from medmpi.train.failure import StopRequested
 from medmpi.train.feed import feed
@@ -54,7 +56,10 @@ class Trainer:
         self.position, self.sums = Position(), Sums()
         self._tallies: list[tuple[int, step.Tally]] = []  # of the batches of the update that is under way
         self._guard = NonFiniteGuard(world, job.grid.replica, job.parameters, hooks.warn)
-        self._buffers = Buffers(job.graph)
+        self._buffers = Buffers(job.graph, job.parameters.running)
+        self._pass: Callable[..., step.Tally] = partial(step.run, job)
+        if job.options.device != "cpu" and obstacle(job) is None:
+            self._pass = DeviceStep(job, captured=job.options.cuda_graph).run
         # of a step's activations and gradients; between stages the moments at which arrays die depend on messages
         self._arena = kernels.Arena() if job.grid.stages == 1 else contextlib.nullcontext()
         self.clock = Clock(world, job.graph, job.options.timeline)
@@ -129,7 +134,7 @@ class Trainer:
         with self._arena, self.clock("forward and backward"):
             done = job.buckets.done if place.ends and not alone else lambda node: None
             # statistics of no images at all exist only where other ranks have some
-            tally = step.run(job, batch, context, divisors, done) if len(batch.ids) or not alone else step.Tally()
+            tally = self._pass(batch, context, divisors, done) if len(batch.ids) or not alone else step.Tally()
         tally.loss *= len(batch.ids) / len(ids) / part if alone else 1 / part
         self._tallies.append((len(ids), tally))
         if not place.ends:
@@ -144,7 +149,8 @@ class Trainer:
                 return math.nan, lr
         elif not math.isfinite(norm):
             self._buffers.restore()
-            self._guard.bad(p.step + 1, batch.ids.tolist(), batch.images, lambda: self._again(batch, context, divisors))
+            images = kernels.to_host(batch.images)
+            self._guard.bad(p.step + 1, batch.ids.tolist(), images, lambda: self._again(batch, context, divisors))
             self._buffers.restore()
             self.hooks.event("not_finite", step=p.step + 1, loss=loss)
             return math.nan, lr

@@ -59,6 +59,17 @@ def test_a_run_on_the_device_is_that_on_the_host(tmp_path, capfd):
 
 
 @needs_device
+def test_a_run_in_graphs_is_that_kernel_by_kernel(tmp_path, capfd):
+    flags = ("--data=phantom:size=16,samples=14", "--batch-size=3", "--epochs=1", "--max-steps=4", "--device=cuda")
+    for name, flag in (("graphs", "--cuda-graph"), ("kernels", "--no-cuda-graph")):
+        assert tiny.train(*flags, flag, "--out", tmp_path / name) == 0
+    out = capfd.readouterr().out
+    assert ", steps in CUDA graphs" in out
+    assert ", steps kernel by kernel (--no-cuda-graph)" in out
+    tiny.assert_same(tiny.state(tmp_path / "graphs"), tiny.state(tmp_path / "kernels"))
+
+
+@needs_device
 def test_two_ranks_sum_the_gradients_of_their_devices(tmp_path):
     for ranks in (1, 2):
         command = tiny.command(ranks, *FLAGS, "--device=cuda", "--out", tmp_path / str(ranks))
