@@ -50,6 +50,8 @@ class _Crowd:
         }
         self._parameters = nn.Parameters(model, allocate=self._part.allocate)
         self._upkeep = Upkeep(self._parameters, self._part)
+        self._buckets = parallel.GradientBuckets(self._parameters, self._part)
+        self._backward = [node for node in reversed(model.nodes) if node.name in self._parameters.slices]
 
     def compute(self, *, joint: bool) -> None:
         """A pass, of each on its own or with statistics of all."""
@@ -62,10 +64,14 @@ class _Crowd:
             self._upkeep.begin()
             self._upkeep.end()
 
-    def sum(self) -> None:
-        """The sum of the gradients."""
-        if self._inside:
-            self._part.sum(self._parameters.grad)
+    def gradients(self, *, sums: bool) -> None:
+        """Changes all gradients in the order of a backward pass, and adds up the ranks' as a step does."""
+        for node in self._backward if self._inside else []:
+            self._parameters.grad[self._parameters.slices[node.name]] *= 0.5
+            if sums:
+                self._buckets.done(node)
+        if sums and self._inside:
+            self._buckets.finish()
 
     def close(self) -> None:
         self._alone.close()
@@ -111,7 +117,8 @@ class Survey:
                 self._kinds["joint", crowd.busy] = partial(crowd.compute, joint=True)
             self._kinds["update", crowd.busy] = crowd.update
             if crowd.busy > 1:
-                self._kinds["sum", crowd.busy] = crowd.sum
+                self._kinds["write", crowd.busy] = partial(crowd.gradients, sums=False)
+                self._kinds["sum", crowd.busy] = partial(crowd.gradients, sums=True)
         for m in self._pieces:
             joined = parallel.RankStatistics(self._alone) if options.sync_batchnorm and m > 1 else None
             settings = replace(options, micro_batches=m)
@@ -134,6 +141,8 @@ class Survey:
 
     def _sample(self, *, keep: bool) -> None:
         for kind, work in self._kinds.items():
+            if kind[0] in ("crowd", "joint"):  # as in a step, zeroed gradients and weights of the last update lie about
+                self._crowds[-1].update()
             took = self._once(work)
             if not keep or took < SHORT:  # the arena's plan is made; caches hold other work's values
                 took = self._once(work)
@@ -185,7 +194,7 @@ class Survey:
         busy = self._counts[-1]
         if busy == 1:
             return self._link
-        summed = max(self.seconds("sum", busy) - self._link.meeting, 1e-9)
+        summed = max(self.seconds("sum", busy) - self.seconds("write", busy) - self._link.meeting, 1e-9)
         return replace(self._link, sum_bandwidth=self._parameters / summed)
 
     @property
