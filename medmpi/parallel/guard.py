@@ -40,7 +40,6 @@ class Guard:
         self.groups: list[Any] = []  # a Watch for each world
         self.stop = False
         self.exit_code: int | None = None
-        self.timeout = math.inf  # seconds that a rank may be stopped by a signal while the others leave
         self._end_all = end_all
         self._pid = os.getpid()
         self._ending = threading.Lock()
@@ -158,7 +157,7 @@ class Guard:
         """Leaves together with the other ranks: nobody may go while another still works or waits for it."""
         code = self.exit_code or 0
         # until this process has gone, so in MPI's farewell too
-        Vigil("end of the job", self.timeout, math.inf, EXIT_WATCHDOG)
+        Vigil("end of the job", max((w.timeout for w in self.groups), default=math.inf), math.inf, EXIT_WATCHDOG)
         for world in self.groups:
             world.group.set_leaving(code)
         start = time.monotonic()

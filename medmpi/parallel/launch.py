@@ -61,20 +61,23 @@ def launch_problem(size: int | None, reason: str, environ: Mapping[str, str]) ->
     )
 
 
-def start(timeout: float = 300.0, *, threads: int | None = None, nodes: int | None = None) -> World:
+def start(
+    timeout: float = 300.0, *, threads: int | None = None, nodes: int | None = None, stopped: float | None = None
+) -> World:
     """Joins all ranks and installs the guard; with no MPI and no launcher, a world of one rank.
 
     ``timeout`` is how long a collective operation may wait for a rank (seconds). ``threads`` is the number of OpenMP
     threads of each rank: OMP_NUM_THREADS where set, else the cores of the node over its ranks. ``nodes`` treats the
-    ranks of one machine as that many machines (also MEDMPI_NODES), for tests. A job that would run as silent copies
-    of one rank ends with exit code 2.
+    ranks of one machine as that many machines (also MEDMPI_NODES), for tests. ``stopped`` is how long a rank of this
+    machine may be stopped by a signal before all have joined (seconds, default ``timeout``); ranks may differ. A job
+    that would run as silent copies of one rank ends with exit code 2.
     """
     if timeout <= 0:
         raise ValueError(f"start: timeout is {timeout}, expected more than 0 seconds")
     # the other ranks' pages, which the watchdog reads, do not exist yet; MPI keeps the interpreter lock while it waits
     vigil = None
     if launcher_size(os.environ):
-        vigil = Vigil("start of MPI", timeout, max(timeout, _LONGEST_START), EXIT_WATCHDOG)
+        vigil = Vigil("start of MPI", stopped or timeout, max(timeout, _LONGEST_START), EXIT_WATCHDOG)
     try:
         return _join(timeout, threads, nodes)
     finally:
@@ -89,11 +92,11 @@ def _join(timeout: float, threads: int | None, nodes: int | None) -> World:
     if problem:
         _refuse(problem)
     if mpi is None or size == 1:
-        world_of_one = _install(0, 1, None, timeout)
+        world_of_one = _install(0, 1, None)
         world = World(None, world_of_one, timeout=timeout, library=_library(mpi))
         _set_threads(threads, 1)
         return world
-    guard = _install(mpi.COMM_WORLD.rank, size or 1, mpi, timeout)
+    guard = _install(mpi.COMM_WORLD.rank, size or 1, mpi)
     comm = mpi.COMM_WORLD.Dup()
     machine = comm.Split_type(mpi.COMM_TYPE_SHARED, comm.rank)
     parts = nodes or int(os.environ.get("MEDMPI_NODES", "1"))
@@ -111,12 +114,11 @@ def _join(timeout: float, threads: int | None, nodes: int | None) -> World:
     return world
 
 
-def _install(rank: int, size: int, mpi: Any, timeout: float) -> Guard:
+def _install(rank: int, size: int, mpi: Any) -> Guard:
     global _guard
     if _guard is None or _guard.closed:
         _guard = Guard(rank, size, (lambda code: mpi.COMM_WORLD.Abort(code)) if mpi else (lambda code: None))
         _guard.install()
-    _guard.timeout = timeout
     return _guard
 
 

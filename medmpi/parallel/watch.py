@@ -29,6 +29,11 @@ class Watch:
         self._farewell: Any = None
         self.peer: int | None = None  # the rank that this one exchanges messages with, when it waits for one alone
 
+    @property
+    def timeout(self) -> float:
+        """Seconds that a rank may be waited for."""
+        return self._world.timeout
+
     def problem(self) -> tuple[int, str] | None:
         """Exit code and message when the job must end now."""
         lines: list[Line] = self.group.lines()

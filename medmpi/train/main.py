@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -84,14 +85,26 @@ def launch(
             problem = str(error)
             if "PMI_SIZE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
                 return _fail(problem, USAGE)  # nobody else is waiting
-    return _run(options, problem, action)
+    return _run(options, problem, action, _given_timeout(argv))
 
 
-def _run(options: T | None, problem: str | None, action: Callable[[T, World], None]) -> int:
+def _given_timeout(argv: Sequence[str]) -> float | None:
+    """The value of --timeout, for the moment in which ranks but the first have no settings yet."""
+    for i, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name == "--timeout":
+            with contextlib.suppress(ValueError, IndexError):
+                return max(float(value or argv[i + 1]), 0.0) or None
+    return None
+
+
+def _run(options: T | None, problem: str | None, action: Callable[[T, World], None], stopped: float | None) -> int:
     from medmpi import parallel  # starts MPI
 
     # The settings are with rank 0 until the ranks have met, and so is the time limit that the user may have set.
-    world = parallel.start()
+    patience = options.timeout if options is not None else stopped
+    world = parallel.start(stopped=patience)
+    world.timeout = patience or world.timeout
     options, problem = world.broadcast((options, problem))
     if problem is not None or options is None:
         return _fail(problem or "no settings", USAGE, world.rank)

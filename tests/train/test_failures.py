@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from medmpi.nn import checkpoint
+from medmpi.parallel.run import find_mpirun
 from medmpi.train import checkpoints, trainer
 from medmpi.train.failure import Failure
 
@@ -214,3 +215,23 @@ def test_an_error_in_one_rank_ends_all_and_names_it(tmp_path):
     assert done.returncode == 3
     line = [line for line in done.stderr.splitlines() if "scan7" in line]
     assert line == ["[rank 1] medmpi: error: /data/scan7.dcm: cut short"]
+
+
+@pytest.mark.mpi_skip
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_time_limit_holds_while_ranks_join(tmp_path, victim):
+    code = (
+        "import os, signal, sys\n"
+        "from medmpi.train.main import launched_rank, main\n"
+        f"if launched_rank() == {victim}: os.kill(os.getpid(), signal.SIGSTOP)\n"
+        f"sys.exit(main(['--timeout=1', {', '.join(map(repr, tiny.FLAGS))}, '--out', {str(tmp_path / 'run')!r}]))\n"
+    )
+    mpirun = find_mpirun()
+    if mpirun is None:
+        pytest.skip("no mpirun in this environment: install the 'mpich' extra")
+    done = subprocess.run(
+        [mpirun, "-n", "2", sys.executable, "-c", code],
+        env=tiny.environment(), capture_output=True, text=True, timeout=tiny.PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 124, done.stderr
+    assert f"start of MPI: rank {victim} (process " in done.stderr
