@@ -61,7 +61,7 @@ def ranks_main() -> None:
     """What each rank does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
-    parser.add_argument("--turns", type=int, default=12)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     world = parallel.start(timeout=300)

@@ -11,7 +11,7 @@ from medmpi import nn
 from medmpi.parallel.plan import Prediction, choose, predict, shapes
 from medmpi.train.failure import USAGE, Failure
 from medmpi.train.options import Options
-from medmpi.train.survey import SHORT, UNDISTURBED, Survey, survey, undisturbed
+from medmpi.train.survey import REPEATS, SHORT, UNDISTURBED, Survey, survey, undisturbed
 from medmpi.train.trial import Trial
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def verify(
         start = time.perf_counter()
         for turn in range(turns):
             found.turn()
-            for trial, took in zip(trials, times, strict=True):
-                seconds = trial.step()
-                took.append(trial.step() if seconds < SHORT else seconds)
+            for plan, trial, took in zip(group, trials, times, strict=True):
+                for _ in range(REPEATS if plan.replicas > 1 else 1):
+                    seconds = trial.step()
+                    took.append(trial.step() if seconds < SHORT else seconds)
             left = (time.perf_counter() - start) / (turn + 1) * (turns - turn - 1)
             say(f"turn {turn + 1} of {turns}, {left:.0f} s left")
         predicted += [
@@ -143,7 +144,7 @@ def accuracies(predictions: Sequence[Prediction], runs: Sequence[float], turns: 
     """Lines that tell the accuracy over all shapes and of data parallelism alone."""
     lines = [
         f"accuracy of {len(runs)} predictions: {accuracy(predictions, runs):.2%} on average (1 - mean relative error;"
-        f" {UNDISTURBED} of {turns} samples of each measurement and of each run, in turns)"
+        f" {UNDISTURBED} of {turns} samples of each measurement and run in turns, {REPEATS * turns} with several ranks)"
     ]
     pairs = [(p, r) for p, r in zip(predictions, runs, strict=True) if p.stages == 1 and p.replicas > 1]
     if pairs:

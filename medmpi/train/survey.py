@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _VALUES = 1 << 27  # bytes of the largest value that is measured
 _PIECES = (1, 2, 4)  # micro-batches whose cost is measured
+_CROWDED = ("crowd", "summed", "joint")
+REPEATS = 3  # in a turn of what several ranks do together: it takes all of them to be undisturbed
 SHORT = 0.05  # seconds: work that what it finds in the caches matters to
 UNDISTURBED = "lower quartile"
 
@@ -53,9 +55,14 @@ class _Crowd:
         self._buckets = parallel.GradientBuckets(self._parameters, self._part)
         self._backward = [node for node in reversed(model.nodes) if node.name in self._parameters.slices]
 
-    def compute(self, *, joint: bool) -> None:
-        """A pass, of each on its own or with statistics of all."""
-        if self._inside:
+    def compute(self, *, joint: bool = False, sums: bool = False) -> None:
+        """A pass, of each on its own, with statistics of all, or with sums of gradients over all."""
+        if not self._inside:
+            return
+        if sums:
+            self._passes[joint](self._buckets.done)
+            self._buckets.finish()
+        else:
             self._passes[joint]()
 
     def update(self) -> None:
@@ -82,8 +89,9 @@ class Survey:
     """What was measured: layers, network, machine. All methods are collective.
 
     Every ``turn`` times each kind of work once: whole passes of one rank at several batch sizes, passes of several
-    ranks at once on their shares of ``batch``, without and with common statistics, passes in micro-batches, updates and
-    sums. What work of each kind takes is the lower quartile over the turns, so that all kinds met the same machine.
+    ranks at once on their shares of ``batch``, without and with common statistics or sums of gradients, passes in
+    micro-batches, updates and sums. What work of each kind takes is the lower quartile over the turns, so that all
+    kinds met the same machine.
     """
 
     def __init__(
@@ -112,7 +120,8 @@ class Survey:
             self._kinds["whole", n] = self._first(Passes(model, image, n, options, grid))
         for crowd in self._crowds:
             if crowd.busy > 1:
-                self._kinds["crowd", crowd.busy] = partial(crowd.compute, joint=False)
+                self._kinds["crowd", crowd.busy] = crowd.compute
+                self._kinds["summed", crowd.busy] = partial(crowd.compute, sums=True)
             if crowd.joint:
                 self._kinds["joint", crowd.busy] = partial(crowd.compute, joint=True)
             self._kinds["update", crowd.busy] = crowd.update
@@ -141,13 +150,15 @@ class Survey:
 
     def _sample(self, *, keep: bool) -> None:
         for kind, work in self._kinds.items():
-            if kind[0] in ("crowd", "joint"):  # as in a step, zeroed gradients and weights of the last update lie about
-                self._crowds[-1].update()
-            took = self._once(work)
-            if not keep or took < SHORT:  # the arena's plan is made; caches hold other work's values
+            crowded = kind[0] in _CROWDED
+            for _ in range(REPEATS if crowded and keep else 1):
+                if crowded:  # as in a step, gradients were zeroed just now, and weights updated
+                    self._crowds[-1].update()
                 took = self._once(work)
-            if keep:
-                self._times[kind].append(took)
+                if not keep or took < SHORT:  # the arena's plan is made; caches hold other work's values
+                    took = self._once(work)
+                if keep:
+                    self._times[kind].append(took)
 
     def _once(self, work: Callable[[], object]) -> float:
         self._world.barrier("measure")
@@ -194,7 +205,10 @@ class Survey:
         busy = self._counts[-1]
         if busy == 1:
             return self._link
-        summed = max(self.seconds("sum", busy) - self.seconds("write", busy) - self._link.meeting, 1e-9)
+        # bucket by bucket within passes, which they take memory's speed from; alone they take half of that at least
+        alone = max(self.seconds("sum", busy) - self.seconds("write", busy), 1e-9)
+        within = self.seconds("summed", busy) - self.seconds("crowd", busy)
+        summed = max(min(max(within, alone), 2 * alone) - self._link.meeting, 1e-9)
         return replace(self._link, sum_bandwidth=self._parameters / summed)
 
     @property
