@@ -1,4 +1,4 @@
-"""How well ``medmpi plan`` predicts: every shape of up to two ranks, for three networks, predicted and run.
+"""How well ``medmpi plan`` predicts: every shape of up to two ranks, for four networks, predicted and run in turns.
 
 ``python -m bench plan`` starts two ranks of one thread; ``mpirun -n N python -m bench.bench_plan`` any number. The
 published oracle for this task (Kahira et al. 2021) is 86.74 % accurate on average and 97.57 % for data parallelism.
@@ -45,7 +45,7 @@ def measured(job: Job, world: World, turns: int) -> tuple[list[Prediction], list
         return models.build(job.model, classes=job.classes, channels=job.channels, image_size=job.size).fuse()
 
     image, settings, model = (job.size, job.size, job.channels), Options(), make()
-    found = survey(model, image, job.batch, world, settings, turns=2)
+    found = survey(model, image, job.batch, world, settings, turns=1)
     every = [
         forecast(found, settings, job.batch, shape)
         for ranks in range(1, world.size + 1)
@@ -61,7 +61,7 @@ def ranks_main() -> None:
     """What each rank does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     world = parallel.start(timeout=300)

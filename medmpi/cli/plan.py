@@ -86,7 +86,7 @@ def _plan(mine: argparse.Namespace, options: Options, world: World, far: tuple[f
             print(line, flush=True)
 
     say(f"measuring {options.model}, {image[0]}x{image[1]}x{image[2]}, batch {batch}, on {world.size} ranks ...")
-    found = survey(model, image, batch, world, options)
+    found = survey(model, image, batch, world, options, turns=2 if mine.verify else 5)
     _describe(found, say)
     memory = mine.memory * 2**30 if mine.memory else node_memory() / world.local_size
     smaller = list(range(1, world.size + 1)) if mine.verify else [world.size]
