@@ -155,7 +155,7 @@ def check(options: Options) -> None:
     if options.device != "cpu":
         host_only = (
             ("--stages", options.stages > 1), ("--tiles", options.tiles > 1), ("--reproducible", options.reproducible),
-            ("--parallel auto", options.parallel == "auto"), ("--average-every", options.average_every > 0),
+            ("--parallel auto", options.parallel == "auto"),
         )  # fmt: skip
         for flag, given in host_only:
             if given:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from medmpi.kernels.arrays import to_host
 from medmpi.train.failure import DIVERGED, Failure
 from medmpi.train.finite import IN_A_ROW
 
@@ -67,8 +68,11 @@ class LocalUpdates:
                 DIVERGED,
             )
         for array in (self._parameters.value, *(getattr(self._optimizer, slot) for slot in self._optimizer.slots)):
-            self._world.sum(array, "average of the weights")
-            array /= self._world.size
+            host = to_host(array)  # itself, or a copy of what a device has
+            self._world.sum(host, "average of the weights")
+            host /= self._world.size
+            if host is not array:
+                array[...] = host
         # an update that one rank has left out must not leave the ranks at different steps of Adam's corrections
         self._optimizer.steps = max(self._world.allgather(self._optimizer.steps, "compare updates"))
         self._updates = self._bad = 0

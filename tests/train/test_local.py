@@ -1,14 +1,19 @@
 """Local updates: averaged after each they are ordinary training; after several the ranks still end with one model."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tiny
 from test_adapt import plain_network
 
+from medmpi import kernels as K
+from medmpi import nn
 from medmpi.train import job as job_module
 from medmpi.train.config import ConfigError
 from medmpi.train.failure import Failure
 from medmpi.train.job import build_job
+from medmpi.train.local import LocalUpdates
 from medmpi.train.progress import Silent
 from medmpi.train.trainer import Hooks, Trainer
 
@@ -81,3 +86,33 @@ def test_a_local_run_saves_stops_and_resumes(tmp_path):
 def test_what_does_not_go_with_it(flag):
     with pytest.raises(ConfigError, match="does not go with --average-every"):
         tiny.options("--average-every=4", flag)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_weights_and_momentum_become_the_mean_wherever_they_are(device):
+    if device == "cuda" and not K.devices():
+        pytest.skip(f"no CUDA device: {K.missing_device()}")
+    graph = nn.Graph()
+    graph.add("fc", nn.Linear(3, 2))
+    parameters = nn.Parameters(graph, seed=1, device=device)
+    optimizer = nn.SGD(parameters, lr=0.1, momentum=0.9)
+    # another rank has 3 everywhere, after five updates
+    other = SimpleNamespace(
+        size=2,
+        any=lambda *_: False,
+        sum=lambda array, _: np.add(array, 3, out=array),
+        allgather=lambda mine, _: [mine, 5],
+    )
+    local = LocalUpdates(other, parameters, optimizer, 2)
+    before = K.to_host(parameters.value).copy()
+    assert local.update(1.0, 4)
+    assert not local.average()
+    assert local.update(1.0, 4)
+    assert local.average()
+    np.testing.assert_array_equal(K.to_host(parameters.value), (before + 3) / 2)
+    np.testing.assert_array_equal(
+        K.to_host(graph["fc"].p["bias"]), (K.to_host(parameters.view(parameters.value, "fc.bias")))
+    )
+    assert (K.to_host(optimizer.momentum_buffer) == 1.5).all()
+    assert optimizer.steps == 5
+    assert local.meeting
