@@ -60,7 +60,7 @@ def test_a_run_on_the_device_is_that_on_the_host(tmp_path, capfd):
 
 @needs_device
 def test_a_run_in_graphs_is_that_kernel_by_kernel(tmp_path, capfd):
-    flags = ("--data=phantom:size=16,samples=9", "--batch-size=2", "--epochs=1", "--max-steps=3", "--device=cuda")
+    flags = ("--data=phantom:size=16,samples=12", "--batch-size=2", "--epochs=1", "--max-steps=3", "--device=cuda")
     for name, flag in (("graphs", "--cuda-graph"), ("kernels", "--no-cuda-graph")):
         assert tiny.train(*flags, flag, "--out", tmp_path / name) == 0
     out = capfd.readouterr().out
