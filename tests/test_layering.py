@@ -27,8 +27,11 @@ ALLOWED = {
     "infer": {"kernels", "nn", "models", "data", "parallel", "train"},
     "slide": {"kernels", "nn", "models", "data", "parallel"},
     "doctor": {"kernels", "parallel"},
-    "cli": {"kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "infer", "slide", "doctor"},
-}
+    "cli": {
+        "kernels", "nn", "models", "data", "parallel", "train", "export", "prepare", "infer", "slide", "doctor",
+        "evaluation",
+    },
+}  # fmt: skip
 FRAMEWORKS = {"torch", "tensorflow", "jax", "keras"}
 
 
