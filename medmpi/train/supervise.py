@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -26,6 +26,7 @@ from medmpi.train.options import Options
 
 _FINAL = (DONE, USAGE, BAD_DATA, DIVERGED, REQUEUE, INTERRUPTED)
 _JOB = "MEDMPI_JOB"
+_OTHERS_END = 3.0  # seconds in which ranks end the job of which one is stopped by a signal
 _LAUNCHED = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 _SAID = re.compile(r"\[rank \d+\] (watchdog|rank \d+|work queue|exception|medmpi: error)")
 _RANK = tuple(f"{name}=".encode() for name in _LAUNCHED)
@@ -36,7 +37,8 @@ class _Attempt(threading.Thread):
     """Finds out who failed in one start: from what the ranks say, and by watching which of them ends first.
 
     MPICH ends all other ranks within milliseconds when one dies, and names any of them. A rank that is stopped by a
-    signal for ``timeout`` seconds when others have ended already is killed: the launcher would wait for it for ever.
+    signal for ``timeout`` seconds, and a few more in which the others can end the job, is killed: it may be alone, or
+    the others have left, and the launcher would wait for it for ever.
     """
 
     def __init__(self, job: str, ranks: int, timeout: float) -> None:
@@ -45,6 +47,8 @@ class _Attempt(threading.Thread):
         self.first: list[str] = []  # those that ended first; several where they could not be told apart
         self.said: list[str] = []
         self.watched: dict[int, int] = {}  # process ids, and the descriptors that tell of their end
+        self._stopped: dict[int, float] = {}  # seconds for which processes were seen to be stopped
+        self._looked = time.monotonic()
         self._over = threading.Event()
         self.start()
 
@@ -66,20 +70,21 @@ class _Attempt(threading.Thread):
                         names[fd] = f"rank {rank} (process {pid} on {socket.gethostname()})"
                         poll.register(fd, select.POLLIN)
             self.first = [names[fd] for fd, _ in poll.poll(200)]
+            self._end_stopped(watched, _OTHERS_END)
         for fd in watched.values():
             os.close(fd)
-        self._end_stopped()
+        while not self._over.wait(0.2):
+            self._end_stopped(ranks_of(self.job), 0.0)
 
-    def _end_stopped(self) -> None:
-        since: dict[int, float] = {}
-        while not self._over.wait(0.5):
-            now = time.monotonic()
-            stopped = [pid for pid in ranks_of(self.job) if process_state(pid) in ("T", "t")]
-            since = {pid: since.get(pid, now) for pid in stopped}
-            for pid in stopped:
-                if now - since[pid] > self._timeout:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+    def _end_stopped(self, processes: Iterable[int], more: float) -> None:
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, 0.5), now  # this process may have been stopped as well
+        stopped = [pid for pid in processes if process_state(pid) in ("T", "t")]
+        self._stopped = {pid: self._stopped.get(pid, 0.0) + passed for pid in stopped}
+        for pid, seconds in self._stopped.items():
+            if seconds > self._timeout + more:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         """The start is over."""

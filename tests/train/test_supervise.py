@@ -135,30 +135,30 @@ def test_checkpoints_within_an_epoch(tmp_path):
     assert names == ["step-00000003.state.safetensors", "step-00000004.state.safetensors"]
 
 
-@pytest.mark.parametrize("others_ended", [True, False])
-def test_a_rank_that_is_stopped_when_others_have_ended_is_killed(others_ended):
-    job = f"test-{os.getpid()}-{others_ended}"
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_rank_that_is_stopped_alone_is_killed(monkeypatch, ranks):
+    monkeypatch.setattr(supervise, "_OTHERS_END", 0.0 if ranks == 1 else 600.0)
+    job = f"test-{os.getpid()}-{ranks}"
     words = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
-    ranks = [
+    started = [
         subprocess.Popen(words, env={**os.environ, "MEDMPI_JOB": job, "PMI_RANK": str(i)}, stdout=subprocess.PIPE)
-        for i in range(2)
+        for i in range(ranks)
     ]
-    attempt = supervise._Attempt(job, 2, timeout=0.2)
+    attempt = supervise._Attempt(job, ranks, timeout=0.2)
     try:
-        for rank in ranks:
+        for rank in started:
             rank.stdout.read(1)
-        while len(attempt.watched) < 2:
+        while len(attempt.watched) < ranks:
             time.sleep(0.01)
-        ranks[0].send_signal(signal.SIGSTOP)
-        if others_ended:
-            ranks[1].kill()
-            assert ranks[0].wait(60) == -signal.SIGKILL
-        else:
+        started[0].send_signal(signal.SIGSTOP)
+        if ranks > 1:
             with pytest.raises(subprocess.TimeoutExpired):
-                ranks[0].wait(2)
+                started[0].wait(1)
+            started[1].kill()
+        assert started[0].wait(60) == -signal.SIGKILL
     finally:
         attempt.close()
-        for rank in ranks:
+        for rank in started:
             rank.kill()
             rank.wait()
             rank.stdout.close()
