@@ -3,9 +3,15 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <new>
 
 namespace medmpi {
 namespace {
+
+/// Becomes Python's MemoryError; within a parallel region it ends the process, with these words.
+struct NoScratch : std::bad_alloc {
+  const char* what() const noexcept override { return "no memory left for a kernel's scratch"; }
+};
 
 constexpr int kSlots = 16;
 constexpr size_t kHugePage = size_t{2} << 20;
@@ -35,7 +41,7 @@ void* scratch(int slot, size_t bytes) {
   if (buffers.size[slot] >= bytes && buffers.data[slot]) return buffers.data[slot];
   size_t size = 0;
   void* fresh = map_pages(bytes, size);
-  if (!fresh) return nullptr;
+  if (!fresh) throw NoScratch();
   if (buffers.data[slot]) munmap(buffers.data[slot], buffers.size[slot]);
   buffers.data[slot] = fresh;
   buffers.size[slot] = size;

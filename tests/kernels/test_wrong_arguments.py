@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -153,3 +155,23 @@ def test_complex_numbers_are_no_pairs_of_floats():
     x, one = floats(4, 3), np.ones(3, np.float32)
     with pytest.raises(TypeError, match="batch_norm_apply: mean has dtype complex64, expected float64"):
         K.batch_norm_apply(x, one, one, np.zeros(3, np.complex64), np.ones(3))
+
+
+def test_scratch_that_does_not_fit_memory():
+    """A grid of tiles whose tables need 512 MiB more than the process may have."""
+    code = """
+import resource
+import numpy as np
+from medmpi import kernels as K
+K.set_threads(1)
+image = np.ones((200, 200), np.uint16)
+out = np.empty_like(image)
+used = 4096 * int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+try:
+    K.clahe(image, tile_grid=64, out=out)
+except MemoryError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "no memory left for a kernel's scratch\n", (done.returncode, done.stderr)
