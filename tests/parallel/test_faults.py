@@ -158,7 +158,8 @@ def test_hanging_rank_is_named(fault: str, operation: str) -> None:
 )
 def test_rank_that_is_stopped_while_ranks_join_or_leave(fault: str, moment: str) -> None:
     ended = run(fault)
-    assert ended.code == 124, ended.output
+    # before and after MPI there is no abort: the launcher may report what it killed the stopped rank with instead
+    assert ended.code in (124, 9, 137), ended.output
     says = rf"\[rank 0\] watchdog: {moment}: rank 1 \(process \d+ on \S+\) has been stopped by a signal for \d\.\d s"
     assert re.search(says, ended.output), ended.output
 

@@ -233,5 +233,5 @@ def test_the_time_limit_holds_while_ranks_join(tmp_path, victim):
         [mpirun, "-n", "2", sys.executable, "-c", code],
         env=tiny.environment(), capture_output=True, text=True, timeout=tiny.PATIENCE,
     )  # fmt: skip
-    assert done.returncode == 124, done.stderr
+    assert done.returncode in (124, 9, 137), done.stderr  # or what the launcher killed the stopped rank with
     assert f"start of MPI: rank {victim} (process " in done.stderr
