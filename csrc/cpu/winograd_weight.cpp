@@ -251,7 +251,7 @@ void by_panels(const Plan& p, float* dweight) {
         put_x(p, first + t, t, tx);
         put_dy<kWinogradInputs + 1 - Taps>(p, first + t, t, tdy);
       }
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 1)  // parts differ
       for (int64_t unit = 0; unit < p.panels * p.parts; ++unit)
         products<Taps>(p, depth, unit / p.panels, unit % p.panels, tx, tdy, u, dweight);
     }
