@@ -83,6 +83,8 @@ def run(options: Options, world: World) -> Outcome:
         if resumed is not None:
             trainer.position, trainer.sums = resumed.position, resumed.sums
             _tell_resumed(resumed, job, hooks)
+        elif options.resume:
+            say(f"no checkpoint of a run in {folder / 'checkpoints'}: the run begins at its start")
         try:
             trainer.run()
             epoch, test = _finish(trainer, folder, world, say, started)

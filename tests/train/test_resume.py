@@ -184,6 +184,11 @@ def test_resume_of_another_model_is_refused(tmp_path, capsys):
     assert "cannot resume from" in capsys.readouterr().err
 
 
+def test_resume_without_a_checkpoint_says_so(tmp_path, capsys):
+    assert tiny.train("--out", tmp_path, "--epochs", 1, "--resume") == 0
+    assert "no checkpoint of a run in" in capsys.readouterr().out
+
+
 def test_stale_temporary_files_are_removed(tmp_path):
     stale = tmp_path / "checkpoints" / ".step-00000004.safetensors.abc123.tmp"
     stale.parent.mkdir()
