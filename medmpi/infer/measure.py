@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 _WARM_UP = 5
 _SHARE = 0.99  # of the images that shall keep the limit
 # Of each kind of arrivals: steps of bisection, the lowest rate as a part of the highest possible, seconds of a step.
-_ARRIVALS = {"regular": (5, 1 / 4, 4.0), "random": (5, 1 / 32, 12.0)}
+_ARRIVALS = {"regular": (5, 1 / 4, 4.0), "random": (5, 1 / 16, 12.0)}
 _NAMES = {"regular": "regular intervals", "random": "random"}
-_FEWEST = 40  # images of a step
+_FEWEST = 100  # images of a step: one of them may be late
 Rate = dict[str, Any]
 
 

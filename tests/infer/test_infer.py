@@ -219,8 +219,8 @@ def test_measure(classifier, tmp_path, capsys):
     assert content["image_ms"]["p50"] > 0
     assert {r["arrivals"] for r in content["rates"]} == {"regular", "random"}
     for rate in content["rates"]:
-        assert rate["kept"] == (rate["late"] == 0), "of 40 images none may be late"
-        assert rate["kept"] == (rate["max"] <= 1000)
+        assert rate["kept"] == (rate["late"] <= 1), "of 100 images one may be late"
+        assert (rate["late"] == 0) == (rate["max"] <= 1000)
     kept = [r["images_per_s"] for r in content["rates"] if r["kept"] and r["arrivals"] == "random"]
     assert content["images_per_s_within_limit"]["random"] == max(kept)
     assert (tmp_path / "latency.png").stat().st_size > 1000
