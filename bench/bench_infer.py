@@ -152,6 +152,8 @@ def onnxruntime_run(model: Any, x: Any) -> Work:
     options = ort.SessionOptions()
     options.intra_op_num_threads = kernels.threads()
     options.inter_op_num_threads = 1
+    # its threads spin during a run and not after it, or they would take a core from whoever comes next
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = ort.InferenceSession(_onnx(model, x), options, providers=["CPUExecutionProvider"])
     feed = {"x": np.ascontiguousarray(x.transpose(0, 3, 1, 2))}
     return lambda: session.run(None, feed)[0]
