@@ -21,6 +21,11 @@ NOT_KERNELS = ("arrays", "control", "memory")
 
 HOST_BACKENDS = [name for name in kernels.backends() if name != "cuda"]
 BACKENDS = [*HOST_BACKENDS, "cuda"]
+# Marks of a module that has its own way to the device, or none: the fixture ``backend`` for host arrays alone.
+ON_HOST_BACKENDS = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.parametrize("backend", HOST_BACKENDS, indirect=True, scope="module"),
+]
 
 
 def why_no_device() -> str:

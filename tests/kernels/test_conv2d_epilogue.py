@@ -8,7 +8,9 @@ from test_conv2d import CASES
 
 from medmpi import kernels
 from tests.kernels.convolutions import integers, poison
-from tests.kernels.staged import HOST_BACKENDS
+from tests.kernels.staged import ON_HOST_BACKENDS
+
+pytestmark = ON_HOST_BACKENDS
 
 MORE = [  # several bands of rows, bands that end within an image, tiles that reach over the edge
     (2, 70, 37, 16, 3, 3, 48, 1, 1, 1, 1),
@@ -20,14 +22,6 @@ MORE = [  # several bands of rows, bands that end within an image, tiles that re
     (2, 60, 41, 16, 5, 5, 36, 1, 2, 1, 2),
     (1, 5, 6, 8, 3, 3, 1100, 1, 1, 1, 1),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
-def backend(request):
-    before = kernels.backend()
-    kernels.use_backend(request.param)
-    yield request.param
-    kernels.use_backend(before)
 
 
 def algorithms(case):

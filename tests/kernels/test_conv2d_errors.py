@@ -6,15 +6,9 @@ import numpy as np
 import pytest
 
 from medmpi import kernels
-from tests.kernels.staged import HOST_BACKENDS
+from tests.kernels.staged import ON_HOST_BACKENDS
 
-
-@pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
-def backend(request):
-    before = kernels.backend()
-    kernels.use_backend(request.param)
-    yield request.param
-    kernels.use_backend(before)
+pytestmark = ON_HOST_BACKENDS
 
 
 def zeros(*shape, dtype=np.float32):

@@ -12,15 +12,9 @@ from tests.kernels.convolutions import (
     integers,
     poison,
 )
-from tests.kernels.staged import HOST_BACKENDS
+from tests.kernels.staged import ON_HOST_BACKENDS
 
-
-@pytest.fixture(autouse=True, scope="module", params=HOST_BACKENDS)
-def backend(request):
-    before = kernels.backend()
-    kernels.use_backend(request.param)
-    yield request.param
-    kernels.use_backend(before)
+pytestmark = ON_HOST_BACKENDS
 
 
 @settings(max_examples=40, deadline=None)
