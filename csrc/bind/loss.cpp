@@ -61,15 +61,24 @@ void check_denominator(const Call& call, double denominator) {
                [&] { return "denominator is " + std::to_string(denominator) + ", expected a finite number > 0"; });
 }
 
+void check_rows(const Call& call, int64_t m, int64_t k, int64_t labels) {
+  call.require(k > 0, "logits has 0 classes, expected 1 or more");
+  call.require(labels == m,
+               [&] { return "labels has " + text(labels) + " values, expected " + text(m) + ", one a row of logits"; });
+}
+
+void check_dice(const Call& call, int64_t k, int64_t first, double smooth) {
+  call.require(k > first, [&] { return "logits has " + text(k) + " classes, expected more than " + text(first); });
+  call.require(std::isfinite(smooth) && smooth > 0,
+               [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
+}
+
 double cross_entropy(Object logits, Object labels, Object weight, Object denominator, Object out) {
   Call call("softmax_cross_entropy");
   const auto x = call.rows_in<float>("logits", logits);
   const auto l = call.flat_in<int64_t>("labels", labels);
   const int64_t m = x.shape[0], k = x.shape[1];
-  call.require(k > 0, "logits has 0 classes, expected 1 or more");
-  call.require(l.size() == m, [&] {
-    return "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits";
-  });
+  check_rows(call, m, k, l.size());
   const auto w = call.maybe<float, 1>("weight", weight, {k});
   const auto dx = call.rows_out<float>("out", out, x.shape, x.data);
   const auto* ops = call.ops().loss;
@@ -94,9 +103,7 @@ double dice(Object logits, Object labels, double smooth, bool include_background
   const auto l = call.in<int64_t, 3>("labels", labels, {n, x.shape[1], x.shape[2]});
   const auto dx = call.out<float, 4>("out", out, x.shape, x.data);
   const int64_t first = include_background ? 0 : 1;
-  call.require(k > first, [&] { return "logits has " + text(k) + " classes, expected more than " + text(first); });
-  call.require(std::isfinite(smooth) && smooth > 0,
-               [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
+  check_dice(call, k, first, smooth);
   const double by = denominator.is_none() ? static_cast<double>(n ? n : 1) : denominator.cast<double>();
   check_denominator(call, by);
   const auto* ops = call.ops().loss;
@@ -112,10 +119,7 @@ void cross_entropy_by(Object logits, Object labels, Object weight, Object denomi
   const auto x = call.rows_in<float>("logits", logits);
   const auto l = call.flat_in<int64_t>("labels", labels);
   const int64_t m = x.shape[0], k = x.shape[1];
-  call.require(k > 0, "logits has 0 classes, expected 1 or more");
-  call.require(l.size() == m, [&] {
-    return "labels has " + text(l.size()) + " values, expected " + text(m) + ", one a row of logits";
-  });
+  check_rows(call, m, k, l.size());
   const auto w = call.maybe<float, 1>("weight", weight, {k});
   const auto by = call.in<double, 1>("denominator", denominator, {1});
   const auto value = call.out<double, 1>("loss", loss, {1});
@@ -134,9 +138,7 @@ void dice_by(Object logits, Object labels, double smooth, bool include_backgroun
   const auto value = call.out<double, 1>("loss", loss, {1});
   const auto dx = call.out<float, 4>("out", out, x.shape, x.data);
   const int64_t first = include_background ? 0 : 1;
-  call.require(k > first, [&] { return "logits has " + text(k) + " classes, expected more than " + text(first); });
-  call.require(std::isfinite(smooth) && smooth > 0,
-               [&] { return "smooth is " + std::to_string(smooth) + ", expected a finite number > 0"; });
+  check_dice(call, k, first, smooth);
   const auto kernel = call.ops().loss->dice_by;
   call.run(kernel, [&] { kernel(n, m, k, x.data, l.data, smooth, first, by.data, value.data, dx.data); });
 }
