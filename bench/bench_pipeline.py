@@ -17,6 +17,7 @@ from medmpi.train.planning import forecast
 from medmpi.train.survey import UNDISTURBED, survey, undisturbed
 from medmpi.train.trial import Trial
 
+from .bench_plan import rank_options
 from .bench_train import Job
 
 JOBS = (Job("resnet18", 64, 32), Job("mini_xception", 128, 32), Job("alexnet", 64, 64))
@@ -73,11 +74,7 @@ def ideal_busy(stages: int, micro_batches: int) -> float:
 
 def ranks_main() -> None:
     """What each rank does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
+    options = rank_options(__doc__)
     world = parallel.start(timeout=300)
     kernels.set_threads(1)
     for job in JOBS:

@@ -57,13 +57,18 @@ def measured(job: Job, world: World, turns: int) -> tuple[list[Prediction], list
     return every, runs, found
 
 
-def ranks_main() -> None:
-    """What each rank does."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def rank_options(description: str | None) -> argparse.Namespace:
+    """What the ranks of a benchmark in turns are told."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--only", default="")
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def ranks_main() -> None:
+    """What each rank does."""
+    options = rank_options(__doc__)
     world = parallel.start(timeout=300)
     kernels.set_threads(1)
     all_plans: list[Prediction] = []
