@@ -89,7 +89,7 @@ def small(world: World, seconds: float) -> list[dict[str, Any]]:
     contenders = {
         "barrier": world.barrier,
         "any": lambda: world.any(False),
-        "sum 64": lambda: joined.sum(mean[:64]),
+        "sum 64": lambda: joined.start_sum(mean[:64])(),
         "merge 64": lambda: joined.merge(1000, mean[:64], mean[:64]),
         "merge 512": lambda: joined.merge(1000, mean, mean),
     }

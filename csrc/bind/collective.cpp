@@ -25,6 +25,16 @@ double exchange(RankGroup& group, const void* mine, size_t bytes) {
   return meet(group, bytes);
 }
 
+/// y = the sum of what the ranks brought to meeting `epoch`, in rank order.
+template <typename T>
+void add_slots(const RankGroup& group, int64_t epoch, T* y, int64_t n) {
+  std::memcpy(y, group.slot(0, epoch), static_cast<size_t>(n) * sizeof(T));
+  for (int r = 1; r < group.size(); ++r) {
+    const T* x = reinterpret_cast<const T*>(group.slot(r, epoch));
+    for (int64_t i = 0; i < n; ++i) y[i] += x[i];
+  }
+}
+
 template <typename T>
 double sum_array(RankGroup& group, Tensor<T, 1> array) {
   const int64_t most = static_cast<int64_t>(group.slot_bytes() / sizeof(T));
@@ -34,11 +44,7 @@ double sum_array(RankGroup& group, Tensor<T, 1> array) {
     T* y = array.data + at;
     const int64_t epoch = group.next_epoch();
     waited += exchange(group, y, static_cast<size_t>(n) * sizeof(T));
-    std::memcpy(y, group.slot(0, epoch), static_cast<size_t>(n) * sizeof(T));
-    for (int r = 1; r < group.size(); ++r) {
-      const T* x = reinterpret_cast<const T*>(group.slot(r, epoch));
-      for (int64_t i = 0; i < n; ++i) y[i] += x[i];
-    }
+    add_slots(group, epoch, y, n);
   }
   return waited;
 }
@@ -57,6 +63,30 @@ double sum(RankGroup& group, const py::buffer& array, const std::string& operati
   }
   auto t = call.flat_out<int64_t>("array", array, array.request().size);
   return sum_array<int64_t>(group, t);
+}
+
+/// Brings an array that fits a slot to the next meeting and goes on; finish_sum of the same array waits and adds.
+void start_sum(RankGroup& group, const py::object& array, const std::string& operation) {
+  Call call("start_sum");
+  const auto t = call.in<double, 1>("array", array);
+  const auto bytes = static_cast<size_t>(t.size()) * sizeof(double);
+  call.require(bytes <= group.slot_bytes(), "array does not fit a slot");
+  Operation now(group, operation);
+  std::memcpy(group.slot(group.index(), group.next_epoch()), t.data, bytes);
+  group.arrive(static_cast<int64_t>(bytes));
+}
+
+double finish_sum(RankGroup& group, const py::object& array, const std::string& operation) {
+  Call call("finish_sum");
+  const auto t = call.flat_out<double>("array", array, array.cast<py::buffer>().request().size);
+  Operation now(group, operation);
+  double waited;
+  {
+    py::gil_scoped_release nogil;
+    waited = group.await(t.size() * static_cast<int64_t>(sizeof(double)));
+  }
+  add_slots(group, group.epoch(), t.data, t.size());
+  return waited;
 }
 
 double allgather(RankGroup& group, const py::buffer& mine, const py::buffer& all, const std::string& operation) {
@@ -191,6 +221,8 @@ void bind_collective(py::module_& m) {
       .def("leave", &RankGroup::leave)
       .def("barrier", &barrier, py::arg("operation") = "barrier")
       .def("sum", &sum, py::arg("array"), py::arg("operation") = "sum")
+      .def("start_sum", &start_sum, py::arg("array"), py::arg("operation") = "sum")
+      .def("finish_sum", &finish_sum, py::arg("array"), py::arg("operation") = "sum")
       .def("allgather", &allgather, py::arg("mine"), py::arg("all"), py::arg("operation") = "allgather")
       .def("sum_segments", &sum_segments, py::arg("addresses"), py::arg("n"), py::arg("targets"),
            py::arg("operation") = "sum")

@@ -49,14 +49,23 @@ void RankGroup::leave() {
   outer_.pop_back();
 }
 
-double RankGroup::meet(int64_t bytes) {
+void RankGroup::arrive(int64_t bytes) {
+  Line& l = mine();
+  if (arrived_) throw std::logic_error(std::string(l.operation) + ": a sum that was begun has not been finished");
+  arrived_ = true;
   const int64_t epoch = ++epoch_;
   const auto turn = static_cast<size_t>(epoch & 1);
-  Line& l = mine();
-  const int64_t tag = tag_of(l.operation, bytes);
   std::memcpy(l.met[turn], l.operation, kName);
-  l.tag[turn].store(tag, std::memory_order_relaxed);
+  l.tag[turn].store(tag_of(l.operation, bytes), std::memory_order_relaxed);
   l.arrived.store(epoch, std::memory_order_release);
+}
+
+double RankGroup::await(int64_t bytes) {
+  if (!arrived_) throw std::logic_error(std::string(mine().operation) + ": no sum has been begun");
+  arrived_ = false;
+  const int64_t epoch = epoch_;
+  const auto turn = static_cast<size_t>(epoch & 1);
+  const int64_t tag = mine().tag[turn].load(std::memory_order_relaxed);
   const double waited = wait([&] {
     for (int i = 0; i < size_; ++i)
       if (line(i).arrived.load(std::memory_order_acquire) < epoch) return false;

@@ -57,10 +57,17 @@ class RankGroup {
   /// Begins and ends a collective operation in the eyes of the watchdogs. May nest; one thread only.
   void enter(const char* operation, size_t length);
   void leave();
+  int64_t epoch() const { return epoch_; }
   int64_t next_epoch() const { return epoch_ + 1; }
-  /// Tells the others that this rank has reached the next meeting, and waits until all have. Returns seconds waited.
-  /// Throws when another rank has come for another operation, or with another number of bytes.
-  double meet(int64_t bytes = 0);
+  /// Tells the others that this rank has reached the next meeting.
+  void arrive(int64_t bytes = 0);
+  /// Waits until all have reached the meeting that this rank has. Returns seconds waited. Throws when another rank has
+  /// come for another operation, or with another number of bytes.
+  double await(int64_t bytes = 0);
+  double meet(int64_t bytes = 0) {
+    arrive(bytes);
+    return await(bytes);
+  }
   Shared& aborted() const { return *reinterpret_cast<Shared*>(base_); }
   void hold_if_aborted() const;
 
@@ -98,6 +105,7 @@ class RankGroup {
   int index_, size_;
   size_t slot_;
   int64_t epoch_ = 0;
+  bool arrived_ = false;  // and not yet waited for the others
   struct Outer {
     int64_t since;
     char operation[kName];

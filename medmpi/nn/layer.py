@@ -22,14 +22,14 @@ Moments: TypeAlias = NDArray[np.float64]
 
 
 class Statistics(Protocol):
-    """Joins batch statistics over ranks. Both calls are collective: all ranks make them in the same order."""
+    """Joins batch statistics over ranks. All calls are collective: all ranks make them in the same order."""
 
     def merge(self, count: int, mean: Moments, m2: Moments) -> tuple[int, Moments, Moments]:
         """Count, mean and sum of squared deviations per channel over all ranks, from those of this rank."""
         ...
 
-    def sum(self, array: Moments) -> Moments:
-        """The sum of ``array`` over all ranks."""
+    def start_sum(self, array: Moments) -> Callable[[], Moments]:
+        """Begins the sum of ``array`` over all ranks; the call that it returns waits for it."""
         ...
 
     def merge_parts(self, parts: Moments) -> tuple[int, Moments, Moments]:
@@ -141,6 +141,12 @@ class Layer:
         """
         raise NotImplementedError
 
+    def backward_inputs(
+        self, dy: Array, saved: Any, overwrite: bool = False
+    ) -> tuple[tuple[Array | None, ...], Callable[[], None] | None]:
+        """As ``backward``, but adding to ``g`` may be left for later: what then does it comes back as well."""
+        return self.backward(dy, saved, True, overwrite), None
+
     def meets(self, context: Context) -> bool:
         """Whether the result for a sample depends on the whole batch, so that its micro-batches must meet here.
 
@@ -156,9 +162,17 @@ class Layer:
         """Result and saved value of one micro-batch."""
         raise NotImplementedError
 
+    def joins(self, saved: Any) -> bool:
+        """Whether ``backward`` of this pass needs the other ranks."""
+        return False
+
+    def start_backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Callable[[], Any]:
+        """Brings this rank's part of ``backward_meet``; the call that it returns waits for the other ranks'."""
+        raise NotImplementedError
+
     def backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Any:
         """What the micro-batches' (``dy``, saved value) make together; adds the parameter gradients of all."""
-        raise NotImplementedError
+        return self.start_backward_meet(batches)()
 
     def backward_after(self, dy: Array, saved: Any, joint: Any, overwrite: bool = False) -> tuple[Array | None, ...]:
         """The gradient of each input for one micro-batch."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,13 @@ class Conv2d(_Convolution):
         dy = self.before_relu(dy, y, overwrite)
         self.add_gradients(dy, x)
         return (self.input_gradient(dy, x.shape) if need_dx else None,)
+
+    def backward_inputs(
+        self, dy: Array, saved: Any, overwrite: bool = False
+    ) -> tuple[tuple[Array | None, ...], Callable[[], None] | None]:
+        x, y = saved
+        dy = self.before_relu(dy, y, overwrite)
+        return (self.input_gradient(dy, x.shape),), partial(self.add_gradients, dy, x)
 
     def before_relu(self, dy: Array, y: Array | None, overwrite: bool) -> Array:
         """The gradient of the sums, from that of the result; ``y`` is kept by forward, None without a ReLU."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -127,7 +128,10 @@ class BatchNorm2d(Layer):
         """What backward computes the ReLU's mask from where the output is not kept for it."""
         return {"beta": self.p["bias"]} if self.relu and not self.residual else {}
 
-    def backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Moments:
+    def joins(self, saved: Any) -> bool:
+        return isinstance(saved, tuple) and saved[-1] is not None and self.exact is None
+
+    def start_backward_meet(self, batches: Sequence[tuple[Array, Any]]) -> Callable[[], Moments]:
         """Sums of ``dy`` and ``dy * xhat`` per channel over all micro-batches and ranks; adds this rank's to ``g``."""
         rows = []
         for dy, (x, y, mean, rstd, _, _) in batches:
@@ -143,10 +147,10 @@ class BatchNorm2d(Layer):
             for row in parts:
                 self.exact.totals["bias"] += row[: self.channels].astype(np.float32)
                 self.exact.totals["weight"] += row[self.channels :].astype(np.float32)
-            return joint.sum_parts(parts)
+            return partial(joint.sum_parts, parts)
         total = parts[0] if len(parts) == 1 else parts.sum(0)
         self._add_sums(*np.split(total, 2))  # of this rank: the ranks' are added later
-        return joint.sum(total)
+        return joint.start_sum(total)
 
     def _add_sums(self, sum_dy: Moments, sum_dy_xhat: Moments) -> None:
         for name, sums in (("bias", sum_dy), ("weight", sum_dy_xhat)):

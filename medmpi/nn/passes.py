@@ -7,7 +7,8 @@ bring, and each goes on with the result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from .graph import Graph, Node
 
 _USED = object()
+
+
+@contextmanager
+def _named(node: Node) -> Iterator[None]:
+    """Errors say in which node's backward pass they came."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in backward of {node.name}, {node.layer!r}")
+        raise
 
 
 class ForwardPass:
@@ -74,6 +85,9 @@ class ForwardPass:
 class BackwardPass:
     """The gradients of one batch on their way back. ``saved``, that of its forward pass, is used up.
 
+    Where a layer needs the sums of all ranks, the gradients of the convolution behind it are computed between bringing
+    this rank's part and waiting for the others': ranks that are now faster, now slower then rarely wait at all.
+
     ``dys`` are those of the outputs, None for an output that needs none; they are not written to. ``wanted`` says for
     which inputs ``input_gradients`` returns gradients.
     """
@@ -100,14 +114,16 @@ class BackwardPass:
                 grads[v] = (K.add(grads[v][0], dy), True) if v in grads else (dy, False)
         self._left = len(graph.nodes)
         self._joint: Any = None
+        self._late: tuple[Node, Callable[[], None]] | None = None  # whose parameters' gradients are to be added
 
     def run(self, stop: int) -> None:
         """Runs the nodes from ``stop`` on, last node first, that have not run yet."""
         while self._left > stop:
             self._left -= 1
-            self._node(self._left)
+            self._node(self._left, stop)
+        self._settle()
 
-    def _node(self, i: int) -> None:
+    def _node(self, i: int, stop: int) -> None:
         graph, needed, grads = self._graph, self._needed, self._grads
         node = graph.nodes[i]
         kept, self._saved[i] = self._saved[i], _USED
@@ -120,15 +136,20 @@ class BackwardPass:
             return
         dy, own = grads.pop(value)
         need_dx = any(needed[v] for v in node.inputs)
-        try:
-            if self._joint is None:
-                dxs = node.layer.backward(dy, kept, need_dx, own)
-            else:
+        late = None
+        with _named(node):
+            if self._joint is not None:
                 dxs = node.layer.backward_after(dy, kept, self._joint, own)
                 self._joint = None
-        except Exception as error:
-            error.add_note(f"in backward of {node.name}, {node.layer!r}")
-            raise
+            elif node.layer.joins(kept):
+                joint = node.layer.start_backward_meet([(dy, kept)])
+                self._settle()
+                dxs = node.layer.backward_after(dy, kept, joint(), own)
+            elif need_dx and i > stop and graph.nodes[i - 1].layer.joins(self._saved[i - 1]):
+                self._settle()
+                dxs, late = node.layer.backward_inputs(dy, kept, own)
+            else:
+                dxs = node.layer.backward(dy, kept, need_dx, own)
         del kept
         shares = [dx is not None and may_share_memory(dx, dy) for dx in dxs]
         for v, dx, shared in zip(node.inputs, dxs, shares, strict=True):
@@ -136,6 +157,18 @@ class BackwardPass:
                 mine = not shared or (own and sum(shares) == 1)
                 grads[v] = _sum(grads[v], (dx, mine)) if v in grads else (dx, mine)
         del dxs, dy
+        if late is None:
+            self._done(node)
+        else:
+            self._late = node, late
+
+    def _settle(self) -> None:
+        """Does what was left for later."""
+        if self._late is None:
+            return
+        (node, add), self._late = self._late, None
+        with _named(node):
+            add()
         self._done(node)
 
     def arriving(self) -> tuple[Array, Any] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,11 +35,9 @@ class RankStatistics:
             total = self._world.merge_statistics(count, mean[piece], m2[piece], all_mean[piece], all_m2[piece])
         return total, all_mean, all_m2
 
-    def sum(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum over all ranks, in a new array."""
-        if self._world.size == 1:
-            return array
-        return self._world.sum(np.array(array, np.float64), "sum of batch statistics")
+    def start_sum(self, array: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        """Begins the sum over all ranks; the call that it returns gives it, in a new array."""
+        return self._world.start_sum(np.array(array, np.float64), "sum of batch statistics")
 
     def merge_parts(self, parts: NDArray[np.float64]) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
         """As ``merge``, of rows (count, mean, m2): the same bits for any number of ranks that hold the same parts."""

@@ -188,6 +188,26 @@ class World:
                 self._sum_in_order(array.reshape(-1), self.comm)
         return array
 
+    def start_sum(self, array: NDArray[np.float64], operation: str = "sum") -> Callable[[], NDArray[np.float64]]:
+        """Begins ``sum`` of a small float64 array; the call that it returns waits for the other ranks and completes it.
+
+        Work that needs nobody fits in between, so that a rank waits only for those that are later than its end. No
+        other collective operation may come between but those of ``GradientBuckets.done``.
+        """
+        if self.size == 1:
+            return lambda: array
+        if self.nodes > 1 or array.nbytes > _SLOT:
+            return lambda: self.sum(array, operation)
+        self.group.start_sum(array, operation)
+
+        def finish() -> NDArray[np.float64]:
+            start = time.perf_counter()
+            waited = self.group.finish_sum(array, operation)
+            self.charge(time.perf_counter() - start - waited, waited, operation)
+            return array
+
+        return finish
+
     def sum_over_nodes(self, flat: NDArray[Any]) -> None:
         """Adds the arrays of the nodes' first ranks in place; the other ranks do nothing."""
         if self.leaders is None or self.nodes == 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,10 @@ class FakeStatistics:
             total += n
         return total, center, spread
 
-    def sum(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.sum(self.meeting.exchange(self.rank, "sum", array.copy()), axis=0)
+    def start_sum(self, array: NDArray[np.float64]) -> Callable[[], NDArray[np.float64]]:
+        mine = array.copy()
+        self.meeting.calls[self.rank].append("start")
+        return lambda: np.sum(self.meeting.exchange(self.rank, "sum", mine), axis=0)
 
 
 def _part(graph: nn.Graph, x: Array, labels: Any, total: int, context: nn.Context) -> tuple[float, Array, Array]:
@@ -105,6 +107,33 @@ def test_shares_of_a_batch_equal_the_batch(cuts: Sequence[int], fuse: bool) -> N
         for node in graph.nodes:
             for name, value in node.layer.b.items():
                 close(other[node.name].b[name], value, 1e-6)
+
+
+def test_ranks_add_gradients_before_they_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    meeting, graph = Meeting(1), network().fuse()
+    parameters = nn.Parameters(graph, seed=3)
+    x, labels = images(rng, 4, 8, 8, 3), rng.integers(0, 3, 4)
+    _part(graph, x, labels, 4, nn.Context(step=1))
+    at_once, calls = parameters.grad.copy(), meeting.calls[0]
+    add, done = nn.Conv2d.add_gradients, []
+
+    def noted(layer: nn.Conv2d, dy: Array, x: Array) -> None:
+        calls.append("weights")
+        add(layer, dy, x)
+
+    monkeypatch.setattr(nn.Conv2d, "add_gradients", noted)
+    parameters.zero_grad()
+    (logits,), saved = graph.forward(x, context=nn.Context(step=1, statistics=FakeStatistics(meeting, 0)))
+    _, dlogits = nn.CrossEntropy()(logits, labels, denominator=4)
+    calls.clear()
+    graph.backward((dlogits,), saved, done=lambda node: done.append(node.name))
+    sums = [i for i, call in enumerate(calls) if call == "sum"]
+    assert sums
+    assert all(calls[i - 1] in ("start", "weights") for i in sums)
+    assert ["start", "weights", "sum"] in [calls[i - 2 : i + 1] for i in sums]
+    assert sorted(done) == sorted(node.name for node in graph.nodes)
+    close(parameters.grad, at_once, 5e-5)
 
 
 def test_no_samples_anywhere_change_nothing() -> None:

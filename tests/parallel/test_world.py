@@ -36,6 +36,20 @@ def check_sums(world: World) -> None:
                 np.testing.assert_array_equal(mine, expected)
 
 
+def check_begun_sums(world: World) -> None:
+    for n in (0, 1, 1000, 40_000):
+        mine = share_of(world.rank, n, np.float64)
+        finish = world.start_sum(mine)
+        assert finish() is mine
+        np.testing.assert_array_equal(mine, ordered_sum(world.size, n, np.float64))
+    if world.nodes > 1 or world.size == 1:
+        return
+    finish = world.start_sum(mine[:1], "first")
+    with pytest.raises(RuntimeError, match="a sum that was begun has not been finished"):
+        world.barrier()
+    finish()
+
+
 def check_objects(world: World) -> None:
     last = world.size - 1
     assert world.broadcast({"from": world.rank}, root=last) == {"from": last}
@@ -51,6 +65,7 @@ def check_objects(world: World) -> None:
 
 def check_all(world: World) -> None:
     check_sums(world)
+    check_begun_sums(world)
     check_objects(world)
 
 
