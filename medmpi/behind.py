@@ -84,10 +84,13 @@ class WriteBehind:
 
     def _write(self, group: list[tuple[Sequence[File], Callable[[], None]]]) -> None:
         opened: list[tuple[int, Path]] = []
+        renamed = 0
         try:
             for files, _ in group:
                 for path, content in files:
-                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if path.parent not in self._folders:
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        self._folders.add(path.parent)
                     temporary = temporary_name(path)
                     number = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
                     opened.append((number, temporary))
@@ -98,15 +101,15 @@ class WriteBehind:
                     os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)  # begins to write, without waiting
             for number, _ in opened:
                 os.fsync(number)
-            names = iter(opened)
             for files, then in group:
                 for path, _ in files:
-                    os.replace(next(names)[1], path)
-                    self._folders.add(path.parent)
+                    os.replace(opened[renamed][1], path)
+                    renamed += 1
                 then()
         finally:
-            for number, temporary in opened:
+            for number, _ in opened:
                 os.close(number)
+            for _, temporary in opened[renamed:]:
                 temporary.unlink(missing_ok=True)
 
 

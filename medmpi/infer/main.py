@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medmpi.garbage import settle
 from medmpi.infer.options import Options, build_parser, parse
 from medmpi.train.main import launch
 
@@ -44,6 +45,7 @@ def run(options: Options, world: World) -> None:
             device=options.device,
         ),
     )
+    settle()  # the model too
     h, w = predictor.spec.image_size
     say(
         f"medmpi infer {__version__}: {predictor.spec.name} for {predictor.spec.task} of {h}x{w}x"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from pathlib import Path
@@ -14,6 +13,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 def _installed_folder() -> Path | None:
     """The folder of the installed package's compiled module, for a source tree that shadows the installation."""
+    import importlib.metadata  # slow to load, and seldom needed
+
     try:
         files = importlib.metadata.distribution("medmpi").files or []
     except importlib.metadata.PackageNotFoundError:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from medmpi.garbage import settle, spared
 from medmpi.train.config import ConfigError, build_parser, parse
 from medmpi.train.failure import BAD_DATA, DONE, ERROR, INTERRUPTED, REQUEUE, USAGE, Failure, StopRequested
 from medmpi.train.options import Options
@@ -70,6 +71,18 @@ def launch(
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold bytes that are no characters
+    if "numpy" not in sys.modules:  # its threads beside the kernels' would only be in the way
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    with spared():
+        return _launch(argv, help_text, read, action)
+
+
+def _launch(
+    argv: Sequence[str],
+    help_text: Callable[[], str],
+    read: Callable[[], T],
+    action: Callable[[T, World], None],
+) -> int:
     if "-h" in argv or "--help" in argv:
         if launched_rank() == 0:
             print(help_text(), end="")
@@ -111,6 +124,7 @@ def _run(options: T | None, problem: str | None, action: Callable[[T, World], No
     world.timeout = options.timeout
     from medmpi.data import DataError
 
+    settle()
     try:
         action(options, world)
     except Failure as failure:
