@@ -112,6 +112,23 @@ void backward_data(const std::string& name, const py::object& dy, const py::obje
   call.launch(kernel, [=] { kernel(g, how, grad.data, filter.data, b.data, dx.data); });
 }
 
+bool backward_data_onto(const std::string& name, const py::object& dy, const py::object& weight,
+                        const py::object& before, const py::object& out, const Sizes& x_shape, const Window& window,
+                        const std::string& algo) {
+  Call call(name.c_str());
+  const auto filter = call.in<float, 4>("weight", weight);
+  const auto g = shape_of(call, x_shape, filter.shape, window);
+  const auto grad = call.in<float, 4>("dy", dy, output(g));
+  const auto first = call.in<float, 4>("add", before, x_shape);
+  const auto dx = call.out<float, 4>("out", out, x_shape, first.data);
+  const auto how = algo_of(call, algo, g);
+  const auto kernel = call.ops().conv2d->backward_data_onto;
+  if (!kernel) return false;
+  bool added = false;
+  call.run(kernel, [&] { added = kernel(g, how, grad.data, filter.data, first.data, dx.data); });
+  return added;
+}
+
 void backward_weight(const std::string& name, const py::object& dy, const py::object& x, const py::object& out,
                      const Sizes& weight_shape, const Window& window, const std::string& algo) {
   Call call(name.c_str());
@@ -146,6 +163,8 @@ void bind_conv2d(py::module_& m) {
         py::arg("m2"), py::arg("out"), py::arg("window"), py::arg("algo"), py::arg("relu"), py::arg("cache"));
   m.def("conv2d_backward_data", &backward_data, py::arg("name"), py::arg("dy"), py::arg("weight"), py::arg("bias"),
         py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
+  m.def("conv2d_backward_data_onto", &backward_data_onto, py::arg("name"), py::arg("dy"), py::arg("weight"),
+        py::arg("before"), py::arg("out"), py::arg("x_shape"), py::arg("window"), py::arg("algo"));
   m.def("conv2d_backward_weight", &backward_weight, py::arg("name"), py::arg("dy"), py::arg("x"), py::arg("out"),
         py::arg("weight_shape"), py::arg("window"), py::arg("algo"));
   m.def("sum_channels", &sum_channels, py::arg("dy"), py::arg("out"), py::arg("channels"));

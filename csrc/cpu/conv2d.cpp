@@ -43,12 +43,22 @@ void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const fl
 void backward_data(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight, const float* bias,
                    float* dx) {
   if (is_depthwise(shape)) return depthwise_backward_data(shape, dy, weight, bias, dx);
-  if (by_winograd(shape, algo)) return conv2d_winograd_backward_data(shape, dy, weight, bias, dx);
+  if (by_winograd(shape, algo)) return conv2d_winograd_backward_data(shape, dy, weight, bias, nullptr, dx);
   if (is_pointwise(shape)) return pointwise_backward_data(shape, dy, weight, bias, dx);
   if (algo == Conv2dAlgo::kAuto && conv2d_stride2_pays(shape))
     return conv2d_stride2_backward_data(shape, dy, weight, bias, dx);
   if (is_stem(shape)) return conv2d_stem_backward_data(shape, dy, weight, bias, dx);
   conv2d_direct_backward_data(shape, dy, weight, bias, dx);
+}
+
+bool backward_data_onto(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight,
+                        const float* before, float* dx) {
+  if (is_depthwise(shape)) return false;
+  if (by_winograd(shape, algo)) {
+    conv2d_winograd_backward_data(shape, dy, weight, nullptr, before, dx);
+    return true;
+  }
+  return is_pointwise(shape) && pointwise_backward_data_onto(shape, dy, weight, before, dx);
 }
 
 void backward_weight(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* x, float* dweight) {
@@ -83,6 +93,6 @@ void sum_channels(int64_t rows, int64_t channels, const float* dy, float* sums) 
 }  // namespace
 
 extern const Conv2dOps conv2d;
-const Conv2dOps conv2d = {forward, backward_data, backward_weight, sum_channels};
+const Conv2dOps conv2d = {forward, backward_data, backward_data_onto, backward_weight, sum_channels};
 
 }  // namespace medmpi::MEDMPI_ISA

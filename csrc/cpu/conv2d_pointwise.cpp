@@ -40,6 +40,7 @@ struct Product {
   bool relu;
   int64_t h, w;  // of an image of y
   const Finish* finish;
+  const float* before = nullptr;  // as y, added
 };
 
 /// How the work is cut.
@@ -161,6 +162,7 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
       work.next_first = s0 * kStep;
       work.depth = smaller(p.c, s1 * kStep) - s0 * kStep;
       work.relu = p.relu && d + 1 == plan.depths;
+      work.before = p.before, work.y_all = p.y;
       work.y_ahead = d || s1 == 1 ? 0 : ceil_div(kTileRows, s1);
       for (int64_t q = g, op = (g - q0) * tiles; q < stop; ++q) {
         float start[kPanel] = {};
@@ -259,16 +261,37 @@ void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight
   run(p, [=](int64_t q0, int64_t q1, float* to) { pack_weights(weight, g.c, g.k, q0, q1, to); });
 }
 
-void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
-  const Product p{
+namespace {
+
+Product gradient_product(const Conv2dShape& g, const float* dy, const float* bias, float* dx) {
+  return {
       g.n * g.out_h() * g.out_w(), g.k, g.c, output_pixels(g), input_pixels(g), dy, dx, bias, false, g.h, g.w, nullptr};
-  if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[q * g.k + j]; });
+}
+
+void run_gradient(const Conv2dShape& g, const Product& p, const float* weight) {
   run(p, [=](int64_t q0, int64_t q1, float* to) {
     for (int64_t q = q0; q < q1; ++q) {
       const int64_t columns = smaller(kPanel, g.c - q * kPanel), width = columns > kLanes ? kPanel : kLanes;
       pack_transposed(weight + q * kPanel * g.k, g.k, columns, g.k, to + (q - q0) * kPanel * g.k, width, width);
     }
   });
+}
+
+}  // namespace
+
+void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx) {
+  const Product p = gradient_product(g, dy, bias, dx);
+  if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[q * g.k + j]; });
+  run_gradient(g, p, weight);
+}
+
+bool pointwise_backward_data_onto(const Conv2dShape& g, const float* dy, const float* weight, const float* before,
+                                  float* dx) {
+  Product p = gradient_product(g, dy, nullptr, dx);
+  if (is_narrow(p) || p.out.line || p.c > kDepth) return false;  // gaps, and sums in several parts, are not worth it
+  p.before = before;
+  run_gradient(g, p, weight);
+  return true;
 }
 
 }  // namespace medmpi::MEDMPI_ISA

@@ -11,6 +11,9 @@ void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight
 
 /// dx = conv^T(dy, weight) + bias.
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx);
+/// As Conv2dOps::backward_data_onto.
+bool pointwise_backward_data_onto(const Conv2dShape& g, const float* dy, const float* weight, const float* before,
+                                  float* dx);
 
 /// dweight += the gradient for the weight.
 void pointwise_backward_weight(const Conv2dShape& g, const float* dy, const float* x, float* dweight);

@@ -39,6 +39,7 @@ struct Problem {
   int64_t weight_tap, weight_row, weight_wide;  // floats from one tap, input channel, kWide output channels to the next
   bool relu;
   const Finish* finish;
+  const float* before;  // as y, added; or null
   // derived
   int64_t out;                                     // outputs of a tile in one dimension
   int64_t tiles_h, tiles_w, tiles, blocks, depth;  // blocks of 16 channels; channels of a piece of weights
@@ -145,7 +146,11 @@ void transform_output(const Problem& p, int64_t first, int64_t count, int64_t k0
       const int64_t there = p.k - k0 - k;
       const Vec bias = !p.bias ? Vec{} : there >= kLanes ? load(p.bias + k0 + k) : load_part(p.bias + k0 + k, there);
       const float* in = m + t * lanes + k;
-      float* y = p.y + ((at.image * p.oh + at.row) * p.ow + at.column) * p.k + k0 + k;
+      const int64_t begin = ((at.image * p.oh + at.row) * p.ow + at.column) * p.k + k0 + k;
+      float* y = p.y + begin;
+      if (p.before)
+        for (int64_t i = 0; i < rows; ++i)
+          for (int64_t j = 0; j < columns; ++j) __builtin_prefetch(p.before + begin + (i * p.ow + j) * p.k);
       Vec half[Out][6];
 #pragma GCC unroll 6
       for (int j = 0; j < 6; ++j) {
@@ -166,6 +171,10 @@ void transform_output(const Problem& p, int64_t first, int64_t count, int64_t k0
           if (p.relu) o[j] = o[j] < Vec{} ? Vec{} : o[j];
           if (i >= rows || j >= columns) continue;
           float* to = y + (i * p.ow + j) * p.k;
+          if (p.before) {
+            const float* from = p.before + begin + (i * p.ow + j) * p.k;
+            o[j] += there >= kLanes ? load(from) : load_part(from, there);
+          }
           if (there >= kLanes)
             store(to, o[j]);
           else
@@ -302,7 +311,7 @@ void conv2d_winograd_forward(const Conv2dShape& g, const float* x, const float* 
 }
 
 void conv2d_winograd_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias,
-                                   float* dx) {
+                                   const float* before, float* dx) {
   // turned so that the weights of a group of output channels lie together: [kWide outputs][tap][k][kWide]
   const int64_t wide = ceil_div(g.c, kWide), tap_size = g.k * kWide, taps = g.r * g.s;
   float* turned = scratch_floats(kSlotTurned, wide * taps * tap_size);
@@ -316,7 +325,7 @@ void conv2d_winograd_backward_data(const Conv2dShape& g, const float* dy, const 
   p.n = g.n, p.h = g.out_h(), p.w = g.out_w(), p.c = g.k, p.k = g.c, p.oh = g.h, p.ow = g.w;
   p.pad_top = g.r - 1 - g.pad_top, p.pad_left = g.s - 1 - g.pad_left;
   p.x = dy, p.weight = turned, p.bias = bias, p.y = dx, p.weight_tap = tap_size, p.weight_row = kWide,
-  p.weight_wide = taps * tap_size;
+  p.weight_wide = taps * tap_size, p.before = before;
   g.r == 3 ? run<3>(p) : run<5>(p);
 }
 

@@ -11,8 +11,8 @@ bool conv2d_winograd_pays(const Conv2dShape& shape);
 void conv2d_winograd_forward(const Conv2dShape& shape, const float* x, const float* weight, const Epilogue& e,
                              float* y);
 
-/// dx = conv^T(dy, weight) + bias.
+/// dx = conv^T(dy, weight) + bias + before, the last two null or as wanted; `before` may be dx.
 void conv2d_winograd_backward_data(const Conv2dShape& shape, const float* dy, const float* weight, const float* bias,
-                                   float* dx);
+                                   const float* before, float* dx);
 
 }  // namespace medmpi::MEDMPI_ISA

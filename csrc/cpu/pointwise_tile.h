@@ -17,7 +17,9 @@ struct TileWork {
   int64_t depth;
   float* const* y;  // the tile's rows
   int64_t column, columns;
-  const float* start;  // what a sum starts from; null: y
+  const float* start;   // what a sum starts from; null: y
+  const float* before;  // added to the sums, of the layout of y_all; or null
+  const float* y_all;
   bool relu;
   int64_t y_ahead;                 // rows of y asked for at each step
   const float* const* next;        // pixels that are asked for ahead, one step of each at each step
@@ -81,6 +83,14 @@ __attribute__((noinline)) void tile(const TileWork& t) {
     for (; j + 4 <= count; j += 4, b += 4 * Vecs * kLanes) multiply<4>(sum, base, t.a_row, j, b);
     for (; j < count; ++j, b += Vecs * kLanes) multiply<1>(sum, base, t.a_row, j, b);
   }
+  if (t.before)
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) {
+      const float* const from = t.before + (t.y[i] - t.y_all) + t.column;
+#pragma GCC unroll 2
+      for (int v = 0; v < Vecs; ++v)
+        sum[i][v] += v < Vecs - 1 || last == kLanes ? load(from + v * kLanes) : load_part(from + v * kLanes, last);
+    }
   if (t.relu)
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i)

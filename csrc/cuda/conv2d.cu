@@ -199,6 +199,6 @@ void backward_weight(const Conv2dShape& g, Conv2dAlgo, const float* dy, const fl
 }  // namespace
 
 extern const Conv2dOps conv2d;
-const Conv2dOps conv2d = {forward, backward_data, backward_weight, sum_channels};
+const Conv2dOps conv2d = {forward, backward_data, nullptr, backward_weight, sum_channels};
 
 }  // namespace medmpi::cuda

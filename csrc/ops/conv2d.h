@@ -44,6 +44,10 @@ struct Conv2dOps {
   /// dx = conv^T(dy, weight) + bias: the gradient for x, and with `bias` (c, may be null) the transposed convolution.
   void (*backward_data)(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight,
                         const float* bias, float* dx);
+  /// dx = before + conv^T(dy, weight) in one pass, where the kernel for this shape, whatever n, has a way; returns
+  /// whether it does. `before` may be dx. Null: never.
+  bool (*backward_data_onto)(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* weight,
+                             const float* before, float* dx);
   /// dweight += the gradient for the weight.
   void (*backward_weight)(const Conv2dShape& shape, Conv2dAlgo algo, const float* dy, const float* x, float* dweight);
   /// sums[j] += sum over the rows of a (rows, channels) array: the gradient of a bias.

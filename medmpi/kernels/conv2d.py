@@ -102,15 +102,24 @@ def conv2d_backward_data(
     dilation: Pair = 1,
     groups: int = 1,
     algo: str = "auto",
+    add: Array | None = None,
     out: Array | None = None,
 ) -> Array:
-    """Gradient of :func:`conv2d` for ``x``, whose shape ``x_shape`` says, from the output's gradient ``dy``."""
+    """Gradient of :func:`conv2d` for ``x``, whose shape ``x_shape`` says, from the output's gradient ``dy``.
+
+    ``add``, of that shape, is added to it, in the same pass where the kernel can; ``out`` may be the same array.
+    """
     op = "conv2d_backward_data"
     window = _window(op, stride, padding, dilation, groups)
     shape = four(op, "x_shape", x_shape)
     if out is None:
         out = result_for(op, dy, shape, None)
-    _core.conv2d_backward_data(op, dy, weight, None, out, shape, window, str(algo))
+    if add is None:
+        _core.conv2d_backward_data(op, dy, weight, None, out, shape, window, str(algo))
+    elif not _core.conv2d_backward_data_onto(op, dy, weight, add, out, shape, window, str(algo)):
+        dx = result_for(op, dy, shape, None) if out is add else out
+        _core.conv2d_backward_data(op, dy, weight, None, dx, shape, window, str(algo))
+        _core.add(dx, add, out, False)
     return out
 
 

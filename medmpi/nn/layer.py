@@ -107,6 +107,8 @@ class Layer:
     """Whether ``saved`` holds the forward result, which nobody may overwrite then."""
     aliases: ClassVar[bool] = False
     """Whether the forward result may share memory with the first input."""
+    adds_onto: ClassVar[bool] = False
+    """Whether ``backward_inputs`` can add the gradient of the (only) input to one that is there."""
 
     def __init__(self, init: Mapping[str, Initializer] | None = None) -> None:
         self.name = type(self).__name__
@@ -142,9 +144,13 @@ class Layer:
         raise NotImplementedError
 
     def backward_inputs(
-        self, dy: Array, saved: Any, overwrite: bool = False
+        self, dy: Array, saved: Any, overwrite: bool = False, onto: tuple[Array, bool] | None = None
     ) -> tuple[tuple[Array | None, ...], Callable[[], None] | None]:
-        """As ``backward``, but adding to ``g`` may be left for later: what then does it comes back as well."""
+        """As ``backward``, but adding to ``g`` may be left for later: what then does it comes back as well.
+
+        ``onto``, only for a layer that ``adds_onto``, is what the gradient of its input is added to, and whether that
+        may be overwritten.
+        """
         return self.backward(dy, saved, True, overwrite), None
 
     def meets(self, context: Context) -> bool:

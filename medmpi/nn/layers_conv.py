@@ -64,6 +64,7 @@ class Conv2d(_Convolution):
     """
 
     normalised = False
+    adds_onto = True
 
     def __init__(
         self,
@@ -120,11 +121,11 @@ class Conv2d(_Convolution):
         return (self.input_gradient(dy, x.shape) if need_dx else None,)
 
     def backward_inputs(
-        self, dy: Array, saved: Any, overwrite: bool = False
+        self, dy: Array, saved: Any, overwrite: bool = False, onto: tuple[Array, bool] | None = None
     ) -> tuple[tuple[Array | None, ...], Callable[[], None] | None]:
         x, y = saved
         dy = self.before_relu(dy, y, overwrite)
-        return (self.input_gradient(dy, x.shape),), partial(self.add_gradients, dy, x)
+        return (self.input_gradient(dy, x.shape, onto),), partial(self.add_gradients, dy, x)
 
     def before_relu(self, dy: Array, y: Array | None, overwrite: bool) -> Array:
         """The gradient of the sums, from that of the result; ``y`` is kept by forward, None without a ReLU."""
@@ -136,9 +137,11 @@ class Conv2d(_Convolution):
         if self.bias:
             self.add_gradient("bias", K.conv2d_backward_bias, dy)
 
-    def input_gradient(self, dy: Array, x_shape: Shape) -> Array:
-        """The gradient of the input."""
-        return K.conv2d_backward_data(dy, self.p["weight"], x_shape=x_shape, **self.window)
+    def input_gradient(self, dy: Array, x_shape: Shape, onto: tuple[Array, bool] | None = None) -> Array:
+        """The gradient of the input, added to ``onto``, which may be overwritten or not."""
+        add, reuse = onto or (None, False)
+        out = add if reuse else None
+        return K.conv2d_backward_data(dy, self.p["weight"], x_shape=x_shape, add=add, out=out, **self.window)
 
     def output_shape(self, *shapes: Shape) -> Shape:
         n, h, w, _ = image_shape(self, shapes[0], self.in_channels)

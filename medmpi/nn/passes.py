@@ -136,7 +136,9 @@ class BackwardPass:
             return
         dy, own = grads.pop(value)
         need_dx = any(needed[v] for v in node.inputs)
-        late = None
+        onto = self._onto(node)
+        waits = need_dx and i > stop and graph.nodes[i - 1].layer.joins(self._saved[i - 1])
+        late: Callable[[], None] | None = None
         with _named(node):
             if self._joint is not None:
                 dxs = node.layer.backward_after(dy, kept, self._joint, own)
@@ -145,9 +147,9 @@ class BackwardPass:
                 joint = node.layer.start_backward_meet([(dy, kept)])
                 self._settle()
                 dxs = node.layer.backward_after(dy, kept, joint(), own)
-            elif need_dx and i > stop and graph.nodes[i - 1].layer.joins(self._saved[i - 1]):
+            elif waits or onto is not None:
                 self._settle()
-                dxs, late = node.layer.backward_inputs(dy, kept, own)
+                dxs, late = node.layer.backward_inputs(dy, kept, own, onto)
             else:
                 dxs = node.layer.backward(dy, kept, need_dx, own)
         del kept
@@ -159,8 +161,20 @@ class BackwardPass:
         del dxs, dy
         if late is None:
             self._done(node)
-        else:
-            self._late = node, late
+            return
+        self._late = node, late
+        if not waits:
+            self._settle()
+
+    def _onto(self, node: Node) -> tuple[Array, bool] | None:
+        """Takes the gradient that other readers of the node's input have brought, if the layer can add its own to it.
+
+        It does so whether the memory may be overwritten or not: sums are the same wherever a graph is cut.
+        """
+        v = node.inputs[0]
+        if self._joint is None and node.layer.adds_onto and len(node.inputs) == 1 and self._needed[v]:
+            return self._grads.pop(v, None)
+        return None
 
     def _settle(self) -> None:
         """Does what was left for later."""

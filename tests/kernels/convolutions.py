@@ -87,6 +87,13 @@ def check_everything(rng, make, n, h, w, c, r, s, k, window, *, exact):
     got_y = kernels.conv2d(x, weight, bias, **window, algo=algo, out=poison(*y.shape))
     got_relu = kernels.conv2d(x, weight, bias, **window, algo=algo, relu=True, out=poison(*y.shape))
     got_dx = kernels.conv2d_backward_data(dy, weight, x_shape=x.shape, **window, algo=algo, out=poison(*x.shape))
+    before = make(rng, *x.shape)
+    got_sum = kernels.conv2d_backward_data(
+        dy, weight, x_shape=x.shape, **window, algo=algo, add=before, out=poison(*x.shape)
+    )
+    in_place = before.copy()
+    kernels.conv2d_backward_data(dy, weight, x_shape=x.shape, **window, algo=algo, add=in_place, out=in_place)
+    np.testing.assert_array_equal(in_place, got_sum)
     start = make(rng, *weight.shape)
     got_dweight = kernels.conv2d_backward_weight(
         dy, x, weight_shape=weight.shape, **window, algo=algo, out=start.copy()
@@ -95,8 +102,10 @@ def check_everything(rng, make, n, h, w, c, r, s, k, window, *, exact):
     if exact:
         np.testing.assert_array_equal(got_y, y + bias)
         np.testing.assert_array_equal(got_dx, dx)
+        np.testing.assert_array_equal(got_sum, before + dx)
         np.testing.assert_array_equal(got_dweight, start + dweight)
     else:
         close(got_y, y + bias, max(WINOGRAD, bound(r * s * weight.shape[2])))
         close(got_dx, dx, max(WINOGRAD, bound(r * s * k // window["groups"])))
+        close(got_sum, before + dx, max(WINOGRAD, bound(r * s * k // window["groups"])))
         close(got_dweight, start + dweight, max(2 * WINOGRAD, bound(n * y.shape[1] * y.shape[2])))

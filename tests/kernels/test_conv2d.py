@@ -137,7 +137,7 @@ def test_threads_do_not_change_results():
                 kernels.set_threads(threads)
                 y = kernels.conv2d(x, weight, stride=stride, padding=r // 2)
                 window = {"stride": stride, "padding": r // 2}
-                dx = kernels.conv2d_backward_data(y, weight, x_shape=x.shape, **window)
+                dx = kernels.conv2d_backward_data(y, weight, x_shape=x.shape, add=x, **window)
                 dweight = kernels.conv2d_backward_weight(y, x, weight_shape=weight.shape, **window)
                 results.append((y, dx, dweight, kernels.sum_channels(y)))
             for other in results[1:]:
