@@ -1,5 +1,6 @@
 // Small operations of a node's ranks over their slots, the ordered sum of arrays in shared memory, and the buckets.
 #include <pybind11/stl.h>
+#include <sched.h>
 
 #include <algorithm>
 
@@ -215,7 +216,7 @@ void bind_collective(py::module_& m) {
       .def(py::init<py::buffer, int, int, size_t, int64_t>(), py::arg("memory"), py::arg("index"), py::arg("size"),
            py::arg("slot_bytes"), py::arg("rank"), py::keep_alive<1, 2>())
       .def_static("bytes", &RankGroup::bytes, py::arg("size"), py::arg("slot_bytes"))
-      .def("set_spin", &RankGroup::set_spin, py::arg("seconds"))
+      .def("set_patience", &RankGroup::set_patience, py::arg("spin"), py::arg("yield_"))
       .def(
           "enter", [](RankGroup& g, const std::string& name) { g.enter(name.data(), name.size()); }, py::arg("name"))
       .def("leave", &RankGroup::leave)
@@ -241,6 +242,7 @@ void bind_collective(py::module_& m) {
         const int64_t word = g.aborted().load();
         return word ? py::object(py::int_(word & 0xff)) : py::none();
       });
+  m.def("yield_core", &sched_yield, py::call_guard<py::gil_scoped_release>());
   m.def("merge_statistics_of", &merge_statistics_of, py::arg("parts"), py::arg("out_mean"), py::arg("out_m2"));
   py::class_<BucketReducer>(m, "BucketReducer")
       .def(py::init([](RankGroup& group, const py::buffer& counters, const std::vector<uintptr_t>& addresses,

@@ -90,18 +90,13 @@ void RankGroup::mismatch(int other, size_t turn, int64_t bytes) const {
 }
 
 void RankGroup::pause(int64_t round, int64_t start) const {
-  if (round < 64) {
+  const int64_t waited = round < 64 ? 0 : monotonic_ns() - start;
+  const bool yields = waited < yield_ns_;
+  if (yields)
     sched_yield();
-    return;
-  }
-  const int64_t waited = monotonic_ns() - start;
-  if (waited < 2'000'000) {
-    sched_yield();
-    return;
-  }
-  // a rank that waits this long gives its core to whoever is late
-  usleep(waited < 20'000'000 ? 30 : 200);
-  if (round % 64 == 0 && waited > 20'000'000) {
+  else
+    usleep(waited < 20'000'000 ? 30 : 200);
+  if (round % (yields ? 1 << 14 : 64) == 0 && waited > 20'000'000) {
     hold_if_aborted();
     py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();

@@ -86,7 +86,11 @@ class RankGroup {
     for (int64_t round = 0; !ready(); ++round) pause(round, start);
     return static_cast<double>(monotonic_ns() - start) * 1e-9;
   }
-  void set_spin(double seconds) { spin_ns_ = static_cast<int64_t>(seconds * 1e9); }
+  /// How long to wait without a system call, and how long before sleeping.
+  void set_patience(double spin, double yield) {
+    spin_ns_ = static_cast<int64_t>(spin * 1e9);
+    yield_ns_ = static_cast<int64_t>(yield * 1e9);
+  }
 
  private:
   Line& mine() const { return line(index_); }
@@ -111,7 +115,7 @@ class RankGroup {
     char operation[kName];
   };
   std::vector<Outer> outer_;
-  int64_t spin_ns_ = 50'000;
+  int64_t spin_ns_ = 50'000, yield_ns_ = 2'000'000;
 };
 
 /// An operation that lasts as long as this object.

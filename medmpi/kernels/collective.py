@@ -17,5 +17,6 @@ RankGroup = _core.RankGroup
 BucketReducer = _core.BucketReducer
 Vigil = _core.Vigil
 merge_statistics_of = _core.merge_statistics_of
+yield_core = _core.yield_core
 to_bfloat16 = _core.to_bfloat16
 sum_bfloat16 = _core.sum_bfloat16

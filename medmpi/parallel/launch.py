@@ -12,7 +12,7 @@ import medmpi
 from .. import kernels
 from ..kernels.collective import Vigil
 from .guard import EXIT_USAGE, EXIT_WATCHDOG, Guard
-from .world import World
+from .world import CROWDED, ROOMY, World
 
 # what launchers tell their processes about the number of ranks
 SIZE_VARIABLES = (
@@ -103,9 +103,9 @@ def _join(timeout: float, threads: int | None, nodes: int | None) -> World:
     key = machine.bcast(comm.rank), machine.rank * parts // machine.size
     cores = len(os.sched_getaffinity(0))
     per_rank = _threads(threads, cores, machine.size)
-    # where ranks outnumber cores, one that waits should give its core away at once
-    spin = 1e-6 if per_rank * machine.size > cores else 5e-5
-    world = World(comm, guard, timeout=timeout, node_key=key, library=_library(mpi), spin=spin)
+    of_all = len(set().union(*machine.allgather(os.sched_getaffinity(0))))  # launchers may bind each rank to its own
+    patience = CROWDED if per_rank * machine.size > of_all else ROOMY
+    world = World(comm, guard, timeout=timeout, node_key=key, library=_library(mpi), patience=patience)
     machine.Free()
     _set_threads(per_rank, 1)
     if world.shared_memory_problem and world.rank == 0:

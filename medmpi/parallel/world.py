@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels.arrays import Array
-from ..kernels.collective import RankGroup, merge_statistics_of
+from ..kernels.collective import RankGroup, merge_statistics_of, yield_core
 from .guard import EXIT_USAGE, Guard, exit_number, host_name
 from .memory import Segments, share
 from .watch import Watch
 
 T = TypeVar("T")
 _SLOT = 1 << 17  # bytes of one rank's part of a small operation; longer arrays go in pieces
+
+
+class Patience(NamedTuple):
+    """Seconds after which a waiting rank calls the system to let others run, and after which it sleeps meanwhile.
+
+    A core that has slept for milliseconds is slow for a tenth of a second after; but where ranks share a core, one that
+    does not sleep takes it from whoever is late.
+    """
+
+    spin: float
+    sleep: float
+
+
+CROWDED, ROOMY = Patience(1e-6, 2e-3), Patience(5e-5, 1.0)
 
 
 class World:
@@ -34,15 +47,22 @@ class World:
     """
 
     def __init__(
-        self, comm: Any, guard: Guard, *, timeout: float, node_key: object = 0, library: str = "none", spin: float = 0.0
+        self,
+        comm: Any,
+        guard: Guard,
+        *,
+        timeout: float,
+        node_key: object = 0,
+        library: str = "none",
+        patience: Patience = CROWDED,
     ) -> None:
         self.comm, self._guard, self.timeout, self.library = comm, guard, timeout, library
         self.rank: int = comm.rank if comm else 0
         self.size: int = comm.size if comm else 1
         self.shared_memory_problem = ""
-        self._spin = spin
+        self._patience = patience
         self._join_node(node_key)
-        self.group.set_spin(spin)
+        self.group.set_patience(*patience)
         self.hosts: list[str] = self.comm.allgather(host_name()) if comm else [host_name()]
         self.seconds = {"comm": 0.0, "wait": 0.0}
         self.reproducible = False
@@ -132,10 +152,10 @@ class World:
         try:
             while not MPI.Request.Testall(requests):
                 waited = time.perf_counter() - start
-                if waited > 2e-3:  # a rank that waits this long gives its core to whoever is late
+                if waited > self._patience.sleep:
                     time.sleep(5e-5 if waited < 2e-2 else 2e-4)
-                elif waited > self._spin:
-                    os.sched_yield()
+                elif waited > self._patience.spin:
+                    yield_core()
         finally:
             self.group.leave()
             self._watch.peer = None
@@ -343,7 +363,12 @@ class World:
         with self.guard("split"):
             comm = self.comm.Split(color, self.rank if key is None else key)
             return World(
-                comm, self._guard, timeout=self.timeout, node_key=self.node, library=self.library, spin=self._spin
+                comm,
+                self._guard,
+                timeout=self.timeout,
+                node_key=self.node,
+                library=self.library,
+                patience=self._patience,
             )
 
     def channel(self) -> tuple[Any, int]:
