@@ -27,8 +27,14 @@ SIZES = (4 << 10, 64 << 10, 1 << 20, 16 << 20, 100_000_000)
 BUCKETS = (256 << 10, 1 << 20, 4 << 20, 16 << 20, 1 << 30)
 
 
-def measure(world: World, contenders: dict[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of the slowest rank, per contender and sample."""
+def measure(
+    world: World, contenders: dict[str, Callable[[], Any]], seconds: float, *, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of the slowest rank, per contender and sample.
+
+    With ``warm`` each sample follows a call of the same that does not count, as in a loop: memory and caches are its
+    own, and a core that idled while another rank worked alone is awake.
+    """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for work in contenders.values():
         work()
@@ -40,6 +46,8 @@ def measure(world: World, contenders: dict[str, Callable[[], Any]], seconds: flo
     end = time.perf_counter() + seconds
     while world.broadcast(len(times[next(iter(times))]) < 3 or time.perf_counter() < end):
         for name, work in contenders.items():
+            if warm:
+                work()
             world.barrier()
             start = time.perf_counter()
             for _ in range(inner[name]):

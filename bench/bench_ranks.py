@@ -37,11 +37,15 @@ def our_step(job: Job, world: World, x: Any, labels: Any, *, synchronised: bool)
     update = NodeUpdate(parameters, optimizer, world)
     total = np.array([float(world.size * len(x))])
 
+    arena = kernels.Arena()
+
     def work() -> GradientBuckets:
         parameters.zero_grad()
-        (logits,), saved = graph.forward(x, context=nn.Context(statistics=statistics))
-        _, dlogits = loss(logits, labels, denominator=total)
-        graph.backward((dlogits,), saved, done=buckets.done)
+        with arena:
+            (logits,), saved = graph.forward(x, context=nn.Context(statistics=statistics))
+            _, dlogits = loss(logits, labels, denominator=total)
+            graph.backward((dlogits,), saved, done=buckets.done)
+            del logits, saved, dlogits
         buckets.finish()
         update.step()
         return buckets
@@ -81,7 +85,13 @@ def serial_step(job: Job, world: World) -> Work:
         return lambda: None
     rng = np.random.default_rng(world.size)
     x = rng.standard_normal((job.batch, job.size, job.size, job.channels), dtype=np.float32)
-    return alone_step(job, x, rng.integers(0, job.classes, len(x)))
+    step, arena = alone_step(job, x, rng.integers(0, job.classes, len(x))), kernels.Arena()
+
+    def work() -> None:
+        with arena:
+            step()
+
+    return work
 
 
 def ddp_step(job: Job, x: Any, labels: Any, layout: str) -> Work:
@@ -143,7 +153,8 @@ def ranks_main() -> None:
                     "torch_ddp_nchw": ddp_step(job, x, labels, "nchw"),
                     "torch_ddp_nhwc": ddp_step(job, x, labels, "nhwc"),
                 },
-                max(1, job.batch // 64) * 4 * options.seconds,
+                max(1, job.batch // 64) * 8 * options.seconds,
+                warm=True,
             ),
         )
         result["overlap"] = overlap(world, ours)
