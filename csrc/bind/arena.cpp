@@ -38,6 +38,7 @@ void Arena::end() {
   current = nullptr;
   running_ = false;
   if (!planned_) return plan();
+  if (grown_ && !astray_ && cursor_ == order_.size()) return plan();
   strays_ = astray_ || cursor_ != order_.size() ? strays_ + 1 : 0;
   if (strays_ < kPatience) return;
   planned_ = false;
@@ -56,15 +57,21 @@ Arena::Claim Arena::take(size_t bytes) {
   }
   if (astray_) return {};
   const int64_t index = cursor_ < order_.size() ? order_[cursor_] - 1 : -1;
-  if (index < 0 || arrays_[static_cast<size_t>(index)].bytes != aligned(bytes)) {
+  if (index < 0) {
     astray_ = true;
     return {};
   }
   ++cursor_;
-  const int64_t offset = arrays_[static_cast<size_t>(index)].offset;
-  if (offset < 0) return {index, pass_, nullptr, nullptr};
+  Array& mine = arrays_[static_cast<size_t>(index)];
+  if (mine.bytes < aligned(bytes)) {
+    mine.bytes = aligned(bytes);
+    mine.offset = -1;  // its place is too small until there is a new plan
+    grown_ = true;
+    return {index, pass_, nullptr, nullptr};
+  }
+  if (mine.offset < 0) return {index, pass_, nullptr, nullptr};
   ++live_;
-  return {index, pass_, memory_, memory_->data() + offset};
+  return {index, pass_, memory_, memory_->data() + mine.offset};
 }
 
 void Arena::give(const Claim& claim) {
@@ -107,10 +114,12 @@ void Arena::plan() {
                                    [this](size_t a, size_t b) { return arrays_[a].offset < arrays_[b].offset; }),
                   i);
   }
+  memory_.reset();
   memory_pool().trim();  // most of what the first pass took is not needed beside the block
   memory_ = total ? std::make_shared<Memory>(total) : nullptr;
-  live_ = 0;
+  live_ = strays_ = 0;
   planned_ = true;
+  grown_ = false;
 }
 
 size_t Arena::size() {

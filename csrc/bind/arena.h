@@ -2,7 +2,8 @@
 // One block of memory for the arrays of a computation that repeats, a training step or an inference. The first pass
 // notes which arrays are made, how large, and when they die; then every array gets a place in one block, such that
 // those that live at the same time do not overlap. Later passes hand out these places for as long as they do the same
-// in the same order; what differs, and what outlived the first pass, comes from the pool.
+// in the same order, with arrays as large or smaller; what differs, and what outlived the first pass, comes from the
+// pool. A pass whose arrays are larger, in the same order, makes the plan grow.
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -66,7 +67,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   std::shared_ptr<Memory> memory_;
   int64_t pass_ = 0, live_ = 0, strays_ = 0;  // live arrays in the block, passes in a row that strayed from the plan
   size_t cursor_ = 0;
-  bool planned_ = false, astray_ = false, running_ = false;
+  bool planned_ = false, astray_ = false, grown_ = false, running_ = false;
 };
 
 }  // namespace medmpi

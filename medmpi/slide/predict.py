@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from medmpi.slide.grid import PATCH, points
 from medmpi.slide.model import Classifier
 from medmpi.slide.prefetch import ahead
 from medmpi.slide.reader import BadTile, Pixels, Slide
+from medmpi.slide.rectangles import Rectangle, cover
 from medmpi.slide.store import GroupPixels, Store
 from medmpi.slide.windows import Counts, Engine, choose, probabilities
 
 Transform = Callable[[Pixels], Pixels]
+_BAND = 1 << 18  # pixels
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Predictor:
         self.engine, self.why = choose(
             classifier.graph, classifier.window, stride, (count, count), channels=classifier.channels, engine=engine
         )
+        self.shapes = self.engine.shapes(stride, patch)
 
     def group(
         self, store: Store, group: int, slide: Slide | None = None, *,
@@ -68,40 +71,61 @@ class Predictor:
                 "prepare it with more (--context)",
             )  # fmt: skip
         start = time.perf_counter()
-        total_patches = len(store.group_patches(group))
+        rows, columns = (
+            [points(i, limit, self.stride, side, meta.patch) for i in range(n)]
+            for limit, side, n in zip(meta.level_shape, window, store.lookup.shape, strict=True)
+        )
+        own = store.group_patches(group)
+        mine = np.array([(r, c) for r, c in own.tolist() if rows[r].count and columns[c].count], np.int32)
         waits: list[float] = []
-        blocks: list[tuple[int, int, int, int]] = []
+        begun: list[Rectangle] = []
         bad: list[tuple[int, int, str]] = []
 
-        def tiles() -> Iterator[tuple[tuple[int, int, int, int], Pixels]]:
-            """Read ahead, in a thread: a patch's block of points and the pixels of its windows."""
-            pixels = GroupPixels(store, group, slide)
-            for r, c in store.group_patches(group):
-                rows = points(int(r), meta.level_shape[0], self.stride, window[0], meta.patch)
-                columns = points(int(c), meta.level_shape[1], self.stride, window[1], meta.patch)
-                if not rows.count or not columns.count:
-                    continue
-                h = (rows.count - 1) * self.stride + window[0]
-                w = (columns.count - 1) * self.stride + window[1]
+        def tile(source: GroupPixels, part: Rectangle) -> tuple[Pixels, Counts]:
+            """The pixels of the windows of its patches, and how many there are."""
+            spans = rows[part.row : part.row + part.rows], columns[part.column : part.column + part.columns]
+            counts = sum(p.count for p in spans[0]), sum(p.count for p in spans[1])
+            h, w = ((n - 1) * self.stride + side for n, side in zip(counts, window, strict=True))
+            pixels = source.region(spans[0][0].start, spans[1][0].start, h, w)
+            return pixels if self.transform is None else in_bands(self.transform, pixels), counts
+
+        def tiles(source: GroupPixels, parts: Iterable[Rectangle]) -> Iterator[tuple[Rectangle, Pixels, Counts]]:
+            """Read ahead, in a thread. What cannot be read costs the patches that see it, no more."""
+            for part in parts:
                 try:
-                    tile = pixels.region(rows.start, columns.start, h, w)
-                    tile = self.transform(tile) if self.transform is not None else tile
+                    read = tile(source, part)
                 except BadTile as error:
-                    bad.append((int(r), int(c), str(error)))
-                    continue
-                yield (rows.first, columns.first, rows.count, columns.count), tile
+                    if part.rows * part.columns == 1:
+                        bad.append((part.row, part.column, str(error)))
+                        continue
+                    read = None
+                if read is None:
+                    yield from tiles(source, (Rectangle(r, c) for r, c in part.patches))
+                else:
+                    yield part, *read
+
+        def everything() -> Iterator[tuple[Rectangle, Pixels, Counts]]:
+            # The small ones first: they are there soon, and the large ones are read while they are computed.
+            return tiles(GroupPixels(store, group, slide), cover(mine, self.shapes)[::-1])
 
         def prepared() -> Iterator[tuple[Array, Counts]]:
-            for block, tile in ahead(tiles(), waited=waits.append):
-                blocks.append(block)
+            done = 0
+            for part, pixels, counts in ahead(everything(), waited=waits.append):
+                begun.append(part)
                 if progress is not None:
-                    progress(len(blocks), total_patches)
-                yield self.classifier.prepare(tile), block[2:]
+                    progress(done, len(own))
+                done += part.rows * part.columns
+                yield self.classifier.prepare(pixels), counts
 
-        found = [
-            self.classifier.keep(probabilities(logits)).reshape(-1, len(self.classifier.columns))
-            for logits in self.engine.run(prepared(), self.stride)
-        ]
+        blocks: list[tuple[int, int, int, int]] = []
+        found: list[NDArray[np.float32]] = []
+        for i, logits in enumerate(self.engine.run(prepared(), self.stride)):
+            scores = self.classifier.keep(probabilities(logits))
+            top, left = rows[begun[i].row].first, columns[begun[i].column].first
+            for r, c in begun[i].patches:
+                y, x, h, w = rows[r].first, columns[c].first, rows[r].count, columns[c].count
+                blocks.append((y, x, h, w))
+                found.append(scores[y - top : y - top + h, x - left : x - left + w].reshape(h * w, -1))
         total = time.perf_counter() - start
         return GroupScores(
             np.array(blocks, np.int32).reshape(-1, 4),
@@ -109,6 +133,12 @@ class Predictor:
             bad,
             {"total": total, "wait": sum(waits), "compute": total - sum(waits)},
         )
+
+
+def in_bands(transform: Transform, pixels: Pixels) -> Pixels:
+    """A pixel by pixel transform, rows by rows: its floating-point values take many times the memory of the pixels."""
+    step = max(1, _BAND // pixels.shape[1])
+    return np.concatenate([transform(pixels[y : y + step]) for y in range(0, len(pixels), step)])
 
 
 def save_scores(path: Path, scores: GroupScores, metadata: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ published networks pad), nothing is shared: NotShareable says which layer it was
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd, lcm, prod
 
 import numpy as np
@@ -55,6 +55,7 @@ class SharedPlan:
     channels: int
     maps: tuple[_Map | None, ...]
     until: str
+    arena: K.Arena = field(default_factory=K.Arena, compare=False, repr=False)
 
     @property
     def total_strides(self) -> tuple[int, int]:
@@ -78,9 +79,16 @@ class SharedPlan:
         """
         reach = self.reach(stride, counts)
         beyond = [side + r - 1 - have for side, r, have in zip(self.window, reach, tile.shape[:2], strict=True)]
-        x = K.pad(np.ascontiguousarray(tile)[None], ((0, max(0, beyond[0])), (0, max(0, beyond[1]))))
-        live: list[Array | None] = [x]
         wanted = self._cut_values()
+        with self.arena:  # tiles of different sizes take the same memory
+            padding = (0, max(0, beyond[0])), (0, max(0, beyond[1]))
+            live = self._layers([K.pad(np.ascontiguousarray(tile)[None], padding)], wanted, stride, reach)
+        return self._windows(live, stride, counts)
+
+    def _layers(
+        self, live: list[Array | None], wanted: list[int], stride: int, reach: tuple[int, int]
+    ) -> dict[int, Array]:
+        """The ``wanted`` ones of the shared values, from ``live``, which has the input."""
         dies = self.graph.plan().dies
         for i, node in enumerate(self.graph.nodes):
             after = self.maps[1 + i]
@@ -98,7 +106,7 @@ class SharedPlan:
             for v in dies[i]:
                 if v not in wanted:
                     live[v] = None
-        return self._windows({v: live[v] for v in wanted}, stride, counts)  # type: ignore[misc]
+        return {v: live[v] for v in wanted}  # type: ignore[misc]
 
     def _cut_values(self) -> list[int]:
         """The shared values that a window's own layers read."""

@@ -14,6 +14,7 @@ outside the slide is not stored: it is ``fill``.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections import OrderedDict
@@ -36,6 +37,7 @@ from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, open_slide, slide_
 SCHEMA, VERSION = "medmpi-slide-store", 1
 STORES = ("webp", "none")
 _CACHED = 256  # decoded cells that a group keeps: 37 MiB
+_LARGE = 12  # cells: as many read from a slide at once cost less than one by one
 _AT_ONCE = 64  # cells that are read before they are encoded
 Cell = tuple[int, int]
 
@@ -235,6 +237,16 @@ class GroupPixels:
 
     def region(self, y: int, x: int, h: int, w: int) -> Pixels:
         """uint8 (h, w, 3) from (y, x); BadTile where a cell of it could not be read."""
+        # A level of fractional downsample is read between its pixels: there it must be the same cells for all.
+        if self._encoded is not None or not self.meta.downsample.is_integer():
+            return self._from_cells(y, x, h, w)
+        if h * w < _LARGE * self.meta.patch**2:
+            with contextlib.suppress(BadTile):  # what is bad may be beside the region
+                return self._from_cells(y, x, h, w)
+        assert self._slide is not None
+        return self._slide.read(self.meta.level, y, x, h, w, fill=self.meta.fill)
+
+    def _from_cells(self, y: int, x: int, h: int, w: int) -> Pixels:
         size = self.meta.patch
         out = np.full((h, w, 3), self.meta.fill, np.uint8)
         for r in range(max(y // size, 0), min(-(-(y + h) // size), self._limit[0])):

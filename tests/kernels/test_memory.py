@@ -65,6 +65,37 @@ def test_other_sizes_are_served_and_planned_anew_when_they_stay():
     assert arena.nbytes() > 0
 
 
+def test_a_plan_serves_smaller_arrays_and_grows_for_larger_ones():
+    """Tiles of one network differ in size: what was planned for the largest is for all."""
+    arena = K.Arena()
+    rng = np.random.default_rng(0)
+
+    def scaled(factor: float) -> list[int]:
+        return [max(1, int(size * factor)) for size in SIZES]
+
+    some_step(rng, SIZES, arena)
+    planned, blocks = arena.nbytes(), K.memory_statistics()["fresh_blocks"]
+    for factor in (0.5, 0.1, 0.9, 1.0):
+        some_step(rng, scaled(factor), arena)
+    assert (arena.nbytes(), K.memory_statistics()["fresh_blocks"]) == (planned, blocks)
+    for factor in (2.0, 0.7):
+        some_step(rng, scaled(factor), arena)
+    blocks = K.memory_statistics()["fresh_blocks"]
+    assert arena.nbytes() > 1.9 * planned
+    mixed = [max(1, int(size * f)) for size, f in zip(SIZES, rng.uniform(0.1, 2.0, len(SIZES)), strict=True)]
+    for sizes in (mixed, scaled(2.0), scaled(0.3)):
+        some_step(rng, sizes, arena)
+    assert K.memory_statistics()["fresh_blocks"] == blocks
+
+
+def test_a_pass_that_grows_and_then_strays_leaves_a_sound_plan():
+    arena = K.Arena()
+    rng = np.random.default_rng(0)
+    larger = [size * 2 for size in SIZES]
+    for sizes in (SIZES, larger[:20], SIZES, larger[:7], larger, [int(s * 1.5) for s in SIZES], SIZES):
+        some_step(rng, sizes, arena)
+
+
 def test_an_array_that_outlives_its_pass_keeps_its_values():
     arena = K.Arena()
     kept = []
