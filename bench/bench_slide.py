@@ -3,6 +3,10 @@
 ``python -m bench slide`` draws the slide (a JPEG pyramid, half of it tissue) and a classifier with random weights, then
 runs ``medmpi slide predict`` on one and on two ranks of one thread in turn, and prints wall times, their ratio and the
 largest memory of a rank. Everything is in the time: start-up, tissue, timing of the convolutions, scores, stitching.
+
+A rank is a thread that computes and one that reads ahead. Free, a rank alone has its reader on an idle core, which two
+ranks on two cores have not; bound to a core each (``mpirun --bind-to core``, as Open MPI does by itself and Slurm with
+one core a task), two ranks have just twice of what one has. Both are measured.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from medmpi.parallel.run import find_mpirun
 
 SIDE, LEVELS, TILE, STRIPE, STRIDE = 20_000, 6, 256, 2500, 16
 WINDOW = 224
+NAMES = {False: "free", True: "bound to a core each"}
 
 
 def draw_slide(path: Path, side: int = SIDE) -> None:
@@ -82,9 +87,10 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
-def run_ranks(ranks: int, words: list[str]) -> dict[str, Any]:
+def run_ranks(ranks: int, words: list[str], *, bound: bool = False) -> dict[str, Any]:
     """Wall seconds of ``medmpi slide`` on so many ranks, the largest resident memory of one (MiB), what it printed."""
-    command = [str(find_mpirun()), "-n", str(ranks), sys.executable, "-m", "medmpi.cli", "slide", *words]
+    binding = ["--bind-to", "core"] if bound else []
+    command = [str(find_mpirun()), *binding, "-n", str(ranks), sys.executable, "-m", "medmpi.cli", "slide", *words]
     start = time.monotonic()
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     peaks: dict[int, int] = {}
@@ -138,10 +144,10 @@ def digest(folder: Path) -> str:
 
 
 def main(options: argparse.Namespace) -> int:
-    """One and two ranks in turn, ``--trials`` pairs (2 when it is not given)."""
-    pairs = options.trials or 2
-    times: dict[int, list[float]] = {1: [], 2: []}
-    memory = 0.0
+    """One and two ranks in turn, free and bound to a core each, ``--trials`` times (2 when it is not given)."""
+    trials = options.trials or 2
+    times: dict[bool, dict[int, list[float]]] = {bound: {1: [], 2: []} for bound in (False, True)}
+    memory, digests = 0.0, set()
     with tempfile.TemporaryDirectory(prefix="medmpi-slide-") as name:
         root = Path(name)
         begin = time.monotonic()
@@ -151,33 +157,42 @@ def main(options: argparse.Namespace) -> int:
         print(f"slide of {SIDE}x{SIDE} ({size:.0f} MB) drawn in {time.monotonic() - begin:.1f} s", flush=True)
         words = ["predict", str(root / "slide.tif"), "--model", str(root / "model.safetensors"), "--no-tune",
                  "--stride", str(STRIDE), "--out"]  # fmt: skip
-        digests = set()
-        for pair in range(pairs):
-            for ranks in (1, 2) if pair % 2 == 0 else (2, 1):
-                folder = root / f"{ranks}-{pair}"
-                result = run_ranks(ranks, [*words, str(folder)])
-                times[ranks].append(result["seconds"])
-                memory = max(memory, result["mib"])
-                digests.add(digest(folder))
-                said = next(line for line in result["out"].splitlines() if "windows in" in line)
-                print(
-                    f"{ranks} ranks: {result['seconds']:.1f} s, at most {result['mib']:.0f} MiB a rank; {said}",
-                    flush=True,
-                )
+        for trial in range(trials):
+            for bound in (False, True):
+                for ranks in (1, 2) if trial % 2 == 0 else (2, 1):
+                    folder = root / f"{ranks}-{trial}-{bound}"
+                    result = run_ranks(ranks, [*words, str(folder)], bound=bound)
+                    times[bound][ranks].append(result["seconds"])
+                    memory = max(memory, result["mib"])
+                    digests.add(digest(folder))
+                    said = next(line for line in result["out"].splitlines() if "windows in" in line)
+                    print(
+                        f"{ranks} ranks, {NAMES[bound]}: {result['seconds']:.1f} s, at most {result['mib']:.0f} MiB a"
+                        f" rank; {said}",
+                        flush=True,
+                    )
     same = len(digests) == 1
-    ratio = statistics.median(times[1]) / statistics.median(times[2])
-    best = min(times[1]) / min(times[2])
-    print(f"two ranks: x {best:.2f} (best), x {ratio:.2f} (median); results {'equal' if same else 'DIFFER'};"
-          f" at most {memory:.0f} MiB a rank")  # fmt: skip
+    ratios = {NAMES[bound]: _ratios(times[bound]) for bound in times}
+    for case, ratio in ratios.items():
+        print(f"two ranks, {case}: x {ratio['best']:.2f} (best), x {ratio['median']:.2f} (median)")
+    print(f"results {'equal' if same else 'DIFFER'}; at most {memory:.0f} MiB a rank")
     if options.out is not None:
         from .machine import describe
 
         line = {
-            "family": "slide", "case": f"predict {SIDE}x{SIDE} valid_cnn {WINDOW} stride {STRIDE}", "seconds": times,
-            "speed_up": {"best": round(best, 3), "median": round(ratio, 3)}, "mib": round(memory), "same_bytes": same,
-            "machine": describe(),
+            "family": "slide", "case": f"predict {SIDE}x{SIDE} valid_cnn {WINDOW} stride {STRIDE}",
+            "seconds": {NAMES[bound]: found for bound, found in times.items()}, "speed_up": ratios,
+            "mib": round(memory), "same_bytes": same, "machine": describe(),
         }  # fmt: skip
         options.out.parent.mkdir(parents=True, exist_ok=True)
         with options.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
     return int(not same)
+
+
+def _ratios(times: dict[int, list[float]]) -> dict[str, float]:
+    """One rank's time to that of two."""
+    return {
+        "best": round(min(times[1]) / min(times[2]), 3),
+        "median": round(statistics.median(times[1]) / statistics.median(times[2]), 3),
+    }
