@@ -10,6 +10,8 @@ import openslide
 from medmpi.data import DataError
 from medmpi.slide.reader import FILL, BadTile, Pixels, Slide, likely
 
+_BAND = 1 << 18  # pixels that are read at once: what is made of them on the way stays in the caches
+
 
 class OpenSlideReader(Slide):
     """What OpenSlide knows. After an error its handle is dead, so it is opened again."""
@@ -36,6 +38,15 @@ class OpenSlideReader(Slide):
             raise DataError(self.path, str(error) or "unsupported format", "") from error
 
     def _read(self, level: int, y: int, x: int, h: int, w: int) -> Pixels:
+        step = max(1, _BAND // w)
+        if h <= step or not self.downsamples[level].is_integer():  # else it is read between pixels, as one
+            return self._read_once(level, y, x, h, w)
+        out = np.empty((h, w, 3), np.uint8)
+        for top in range(0, h, step):
+            out[top : top + step] = self._read_once(level, y + top, x, min(step, h - top), w)
+        return out
+
+    def _read_once(self, level: int, y: int, x: int, h: int, w: int) -> Pixels:
         factor = self.downsamples[level]
         origin = round(x * factor), round(y * factor)
         try:
@@ -48,7 +59,9 @@ class OpenSlideReader(Slide):
         rgba = np.asarray(region)
         pixels = np.array(rgba[..., :3], order="C")
         # OpenSlide's colours are not premultiplied after conversion; where a scanner left holes there is glass.
-        pixels[rgba[..., 3] == 0] = FILL
+        holes = rgba[..., 3] == 0
+        if holes.any():
+            pixels[holes] = FILL
         return pixels
 
     def close(self) -> None:
