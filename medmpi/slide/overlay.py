@@ -79,7 +79,7 @@ def write_png(path: Path, heat: Heatmap, slide: Slide | None, *, side: int = 204
         rows = min(_TILE, h - y)
         picture[y : y + rows] = region(heat, slide, downsample, y, 0, rows, w, name=name)
     with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary)
+        Image.fromarray(picture).save(temporary, compress_level=1)
 
 
 def write_pyramid(path: Path, heat: Heatmap, slide: Slide | None, *, side: int = 8192, name: str | None = None) -> None:
