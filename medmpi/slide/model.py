@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Classifier:
     std: NDArray[np.float64]
     digest: str
     path: str = ""
+    _input: Array = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -38,9 +39,12 @@ class Classifier:
         return self.classes[1:] if len(self.classes) == 2 else self.classes
 
     def prepare(self, pixels: Pixels) -> Array:
-        """uint8 RGB (h, w, 3) as the network's input (h, w, channels)."""
+        """uint8 RGB (h, w, 3) as the network's input (h, w, channels), which the next call overwrites."""
         image = pixels if self.channels == 3 else K.rgb_to_gray(np.ascontiguousarray(pixels))[..., None]
-        return K.normalize(np.ascontiguousarray(image), self.mean, self.std)
+        if self._input.size < image.size:
+            self._input = K.empty((image.size,))
+        out = self._input[: image.size].reshape(image.shape)
+        return K.normalize(np.ascontiguousarray(image), self.mean, self.std, out=out)
 
     def keep(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
         """The columns that are kept, of (..., classes)."""

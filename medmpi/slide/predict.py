@@ -105,8 +105,9 @@ class Predictor:
                     yield part, *read
 
         def everything() -> Iterator[tuple[Rectangle, Pixels, Counts]]:
-            # The small ones first: they are there soon, and the large ones are read while they are computed.
-            return tiles(GroupPixels(store, group, slide), cover(mine, self.shapes)[::-1])
+            parts = cover(mine, self.shapes)
+            # A small one is there soon, and the large ones are read while it is computed.
+            return tiles(GroupPixels(store, group, slide), [*parts[-1:], *parts[:-1]])
 
         def prepared() -> Iterator[tuple[Array, Counts]]:
             done = 0
