@@ -90,6 +90,7 @@ def _read(file: Path) -> MedicalImage:
         spacing=spacing,
         affine=affine,
         window=window,
+        window_function=str(dataset.get("VOILUTFunction", "") or "LINEAR"),
         table=table,
         inverted=found.photometric == "MONOCHROME1",
         group=_patient(dataset),
@@ -109,11 +110,12 @@ def _plain(file: Path, found: Found) -> NDArray[Any] | None:
     little = found.syntax != _BIG_ENDIAN
     if not little and allocated == 8:  # in words, whose bytes are swapped
         return None
-    if not 1 <= stored <= allocated or high not in (-1, stored - 1) or sign not in (0, 1) or not found.whole_numbers:
+    high = stored - 1 if high == -1 else high
+    if not 1 <= stored <= high + 1 <= allocated or sign not in (0, 1) or not found.whole_numbers:
         return None
     shape = found.frames, found.rows, found.columns
     return read_native(
-        file, found.pixels_at, shape, allocated=allocated, stored=stored, signed=sign == 1, little=little
+        file, found.pixels_at, shape, allocated=allocated, stored=stored, high=high, signed=sign == 1, little=little
     )
 
 

@@ -46,9 +46,12 @@ def syntax_of(head: bytes) -> str | None:
 
 
 def read_native(
-    file: Path, at: int, shape: tuple[int, ...], *, allocated: int, stored: int, signed: bool, little: bool
+    file: Path, at: int, shape: tuple[int, ...], *, allocated: int, stored: int, high: int, signed: bool, little: bool
 ) -> NDArray[Any]:
-    """Grey pixels of 8 or 16 bits from byte ``at`` on; bits beyond the ``stored`` ones do not count (PS3.5 8.1.1)."""
+    """Grey pixels of 8 or 16 bits from byte ``at`` on: the ``stored`` bits of each up to bit ``high``.
+
+    Other bits do not count (PS3.5 8.1.1). Old files have some below the pixel's, where ``high`` is ``stored`` or more.
+    """
     dtype = np.dtype(f"{'<' if little else '>'}{'i' if signed else 'u'}{allocated // 8}")
     pixels = kernels.empty(shape, dtype.newbyteorder("="))  # of pooled memory, which is in cache
     rest = memoryview(pixels.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -61,10 +64,10 @@ def read_native(
             rest = rest[count:]
     if not dtype.isnative:
         pixels.byteswap(inplace=True)
-    unused = allocated - stored
-    if unused and pixels.size and _beyond(pixels, stored, signed=signed):
-        np.left_shift(pixels, unused, out=pixels)
-        np.right_shift(pixels, unused, out=pixels)
+    above, below = allocated - 1 - high, high + 1 - stored
+    if below or (above and pixels.size and _beyond(pixels, stored, signed=signed)):
+        np.left_shift(pixels, above, out=pixels)
+        np.right_shift(pixels, above + below, out=pixels)
     return pixels
 
 

@@ -1,7 +1,7 @@
 """``folder:DIR`` and ``pairs:DIR``: images in one folder per class, or images with masks.
 
-Either directly in DIR or within its ``train``, ``val`` and ``test``. Files may be PNG, JPEG, TIFF, PGM, DICOM, NIfTI
-and arrays (npy, npz, HDF5), mixed as they come; every frame of a file and every axial slice of a volume is a sample.
+Either directly in DIR or within its ``train``, ``val`` and ``test``. Files may be PNG, JPEG, TIFF, BMP, PGM, DICOM,
+NIfTI and arrays (npy, npz, HDF5), mixed; every frame of a file and every axial slice of a volume is a sample.
 Masks lie in ``masks`` or ``labels`` beside ``images`` under the same names, or (``pairs``) in the same folder with
 ``_mask``, ``_seg`` or ``_label`` added to the name. Options, after a question mark:
 

@@ -44,7 +44,8 @@ class MedicalImage:
     that holds them: DICOM of 16 bits stays 16 bits. ``bits`` are the significant bits of a whole-numbered file;
     ``limits`` are the physical values of the smallest and the largest that they can hold, where these were rescaled.
     ``spacing`` is (row, column) in mm. ``affine`` maps (column, row, frame, 1) to mm in RAS+ coordinates. ``window`` is
-    the file's own (centre, width), ``table`` its own values-of-interest table (first input, levels 0..1).
+    the file's own (centre, width), ``window_function`` how it maps values (DICOM's LINEAR, LINEAR_EXACT or SIGMOID),
+    ``table`` its own values-of-interest table (first input, levels 0..1).
     """
 
     path: str
@@ -55,6 +56,7 @@ class MedicalImage:
     affine: NDArray[np.float64] | None = None
     limits: tuple[float, float] | None = None
     window: tuple[float, float] | None = None
+    window_function: str = "LINEAR"
     table: tuple[float, NDArray[np.float64]] | None = None
     inverted: bool = False
     group: str | None = None
@@ -114,6 +116,9 @@ def to_levels(image: MedicalImage, levels: Levels, *, depth: int = 8, frame: int
             assert image.table is not None
             first, table = image.table
             shares = table[np.clip(np.rint(values - first), 0, len(table) - 1).astype(np.int64)]
+        elif image.window is not None and levels.window == "auto" and image.window_function == "SIGMOID":
+            centre, width = image.window  # PS3.3 C.11.2.1.3.1
+            shares = 1.0 / (1.0 + np.exp(np.clip(-4.0 * (values.astype(np.float64) - centre) / width, -700, 700)))
         else:
             shares = (values.astype(np.float64) - limits[0]) / (limits[1] - limits[0])
         shares = np.clip(shares, 0.0, 1.0)
@@ -152,12 +157,14 @@ def _limits(image: MedicalImage, pixels: NDArray[Any], levels: Levels) -> tuple[
     if isinstance(window, tuple):
         # PS3.3 C.11.2.1.2.1: the window of width w reaches from c - 0.5 - (w - 1) / 2 to c - 0.5 + (w - 1) / 2.
         centre, width = window
-        if width < 1 or image.pixels.dtype.kind == "f":
+        exact = image.window_function == "LINEAR_EXACT" and levels.window == "auto"
+        if width < 1 or exact or image.pixels.dtype.kind == "f":
             return centre - width / 2, centre + width / 2
         return centre - 0.5 - (width - 1) / 2, centre - 0.5 + max(width - 1, 1e-6) / 2
     if window == "bits" or (window == "auto" and (image.format == "picture" or image.bits == 8 or not image.grey)):
         if pixels.dtype.kind == "f":
-            raise DataError(image.path, "it has floating-point pixels, which have no range of bits", "give ?window=C/W")
+            cause = "it has floating-point pixels, which have no range of bits"
+            raise DataError(image.path, cause, "give ?window=full or ?window=C/W")
         if image.limits is not None:
             return image.limits
         if not image.bits:

@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and PGM files through Pillow and tifffile. Whatever is wrong with a file is a DataError naming it.
+"""PNG, JPEG, TIFF, BMP and PGM files through Pillow and tifffile. What is wrong with a file is a DataError naming it.
 
 A header is checked before any pixel is decoded: a file of a few bytes may claim gigapixels. Checksums and end markers
 that the decoders pass over are looked at here.
@@ -23,8 +23,8 @@ from .errors import DataError, MissingPackage, guarded
 from .medical import LARGEST_PIXELS, Header, MedicalImage
 from .source import Images
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".pgm", ".ppm")
-_FORMATS = ("PNG", "JPEG", "TIFF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "PPM")
 _GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "F"})
 _DEEP = frozenset({"I", "I;16", "I;16B", "I;16L"})
 
@@ -203,6 +203,6 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(file, f"its size is absurd ({error})", "cut it into smaller ones") from error
     except UnidentifiedImageError:
-        raise DataError(file, "not a PNG, JPEG, TIFF or PGM picture", "convert it, or take it out") from None
+        raise DataError(file, "not a PNG, JPEG, TIFF, BMP or PGM picture", "convert it, or take it out") from None
     except Exception as error:  # Decoders raise of every kind for damaged files.
         raise DataError(file, f"cannot be decoded ({error})", "fetch it again, or take it out") from error

@@ -59,7 +59,7 @@ def read_header(file: Path, *, axis: int = 2) -> Header:
 
 
 def read_image(file: Path, *, axis: int = 2) -> MedicalImage:
-    """All frames of a DICOM, NIfTI, PNG, JPEG, TIFF, PGM, npy, npz or HDF5 file. DataError names what is wrong."""
+    """All frames of a DICOM, NIfTI, PNG, JPEG, TIFF, BMP, PGM, npy, npz or HDF5 file. DataError names what is wrong."""
     kind = _format(file)
     if kind == "dicom":
         return read_dicom(file)

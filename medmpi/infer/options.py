@@ -53,7 +53,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser of all flags."""
     parser = SettingsParser(
         prog=prog,
-        description="Classify or segment DICOM, NIfTI, PNG, JPEG, TIFF and PGM images with a trained model.",
+        description="Classify or segment DICOM, NIfTI, PNG, JPEG, TIFF, BMP and PGM images with a trained model.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

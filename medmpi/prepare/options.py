@@ -59,7 +59,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     """The parser of all flags."""
     parser = SettingsParser(
         prog=prog,
-        description="Prepare medical images: DICOM, NIfTI, PNG, JPEG, TIFF and PGM to PNG or HDF5, over all ranks.",
+        description="Prepare medical images: DICOM, NIfTI, PNG, JPEG, TIFF, BMP, PGM to PNG or HDF5, over all ranks.",
         epilog=_STEPS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from medmpi.data.errors import DataError
 from medmpi.data.medical import Levels, MedicalImage, to_levels
 from medmpi.prepare.png import encode_png
 
@@ -17,7 +18,10 @@ _GAP, _HEAD = 8, 16
 
 def draw_preview(image: MedicalImage, after: NDArray[Any]) -> bytes:
     """Two pictures side by side, no larger than 384 pixels each, as PNG."""
-    before = to_levels(image, Levels("auto", image.bits or 16, "fill"), frame=0)[0]
+    try:
+        before = to_levels(image, Levels("auto", nan="fill"), frame=0)[0]
+    except DataError:  # the result has other levels: those of --window
+        before = to_levels(image, Levels("full", nan="fill"), frame=0)[0]
     if after.dtype == np.uint16:
         after = (after >> 8).astype(np.uint8)
     left, right = _small(before), _small(after)

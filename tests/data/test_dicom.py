@@ -183,7 +183,30 @@ def test_plain_pixels_are_those_of_pydicom(tmp_path, allocated, stored, signed, 
         assert np.array_equal(read_image(file).pixels[..., 0], decode_here(str(file)))
 
 
-def _as_it_is(file, pixels, uid, stored, *, signed, little):
+@pytest.mark.parametrize("signed", [False, True])
+def test_pixels_above_other_bits(tmp_path, signed):
+    """Old files keep something else, overlays for instance, in the bits below the pixel's."""
+    expected = np.random.default_rng(0).integers(-2048 * signed, 4096 - 2048 * signed, (1, 6, 8))
+    noise = np.random.default_rng(1).integers(0, 16, expected.shape)
+    words = ((expected << 4) | noise).astype(np.int16 if signed else np.uint16)
+    _as_it_is(tmp_path / "x.dcm", words, pydicom.uid.ExplicitVRLittleEndian, 12, signed=signed, little=True, high=15)
+    assert np.array_equal(read_image(tmp_path / "x.dcm").pixels[..., 0], expected)
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+def test_each_function_of_a_window(tmp_path, function):
+    from pydicom.pixels import apply_windowing
+
+    pixels = np.arange(4096, dtype=np.uint16).reshape(1, 64, 64)
+    file = tmp_path / "x.dcm"
+    more = {"WindowCenter": 1000, "WindowWidth": 300, "VOILUTFunction": function}
+    _as_it_is(file, pixels, pydicom.uid.ExplicitVRLittleEndian, 12, signed=False, little=True, **more)
+    expected = apply_windowing(pixels, pydicom.dcmread(file)) * (255 / 4095)
+    found = to_levels(read_image(file), Levels())[..., 0]
+    assert np.abs(found - expected).max() < 0.51
+
+
+def _as_it_is(file, pixels, uid, stored, *, signed, little, high=None, **more):
     from pydicom.dataset import FileDataset, FileMetaDataset
 
     meta = FileMetaDataset()
@@ -194,8 +217,10 @@ def _as_it_is(file, pixels, uid, stored, *, signed, little):
     dataset.SOPClassUID, dataset.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     dataset.NumberOfFrames, dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * pixels.dtype.itemsize, stored, stored - 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 8 * pixels.dtype.itemsize, stored, high or stored - 1
     dataset.PixelRepresentation = int(signed)
+    for name, value in more.items():
+        setattr(dataset, name, value)
     dataset.PixelData = pixels.astype(pixels.dtype.newbyteorder("<" if little else ">")).tobytes()
     dataset["PixelData"].VR = "OW"
     dataset.save_as(file, implicit_vr=uid.is_implicit_VR, little_endian=little, enforce_file_format=True)

@@ -115,11 +115,22 @@ def test_float_tiff_and_nan(tmp_path):
 def test_one_pixel_and_the_wrong_kind(tmp_path):
     assert read_image(_written(tmp_path / "1.png", np.array([[9]], np.uint8))).pixels.shape == (1, 1, 1, 1)
     (tmp_path / "word.png").write_bytes(b"PK\x03\x04" + bytes(200))
-    with pytest.raises(DataError, match="not a PNG, JPEG, TIFF or PGM picture"):
+    with pytest.raises(DataError, match="not a PNG, JPEG, TIFF, BMP or PGM picture"):
         read_image(tmp_path / "word.png")
     (tmp_path / "empty.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"empty.png"):
         read_image(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3)])
+def test_bmp(tmp_path, shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    file = _written(tmp_path / "x.bmp", pixels)
+    assert read_image(file).pixels.shape == (1, 5, 7, shape[2] if len(shape) > 2 else 1)
+    assert np.array_equal(read_image(file).pixels.reshape(shape), pixels)
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"x.bmp: cannot be decoded"):
+        read_image(file)
 
 
 def test_real_mammograms(real_data):

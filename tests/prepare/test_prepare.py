@@ -51,6 +51,17 @@ def digests(out):
     }
 
 
+def test_preview_of_what_has_no_levels_of_its_own(tmp_path):
+    """Fractions in a TIFF are shown from their smallest to their largest value."""
+    (tmp_path / "in").mkdir()
+    values = np.linspace(-3, 5, 48 * 40, dtype=np.float32).reshape(48, 40)
+    values[0, 0] = np.nan
+    Image.fromarray(values).save(tmp_path / "in" / "x.tif")
+    assert prepare(tmp_path / "in", "--out", tmp_path / "out", "--window=full", "--nan=fill") == 0
+    preview = np.asarray(Image.open(tmp_path / "out" / "previews" / "x.png").convert("L"))
+    assert preview[16:64, :40].max() > 250
+
+
 def test_results_manifest_and_previews(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert prepare(folder, "--out", out, "--window=bits", "--bits=16", "--previews=3") == 0
