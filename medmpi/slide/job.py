@@ -14,6 +14,7 @@ from medmpi.slide.launch import BAD_DATA, DONE, REQUEUE, S4_RATE, Progress, cloc
 from medmpi.slide.ledger import Ledger, Status
 from medmpi.slide.manifest import Item, Manifest
 from medmpi.slide.model import load_classifier, tuned
+from medmpi.slide.predict import Predictor
 from medmpi.slide.stain import StainError, fit, sample
 from medmpi.slide.store import Store, open_source
 from medmpi.slide.work import BUSY, FAILED, Report, Worker, serially
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
 
 def make(
     run: Path, stores: Sequence[Path], model: str, *, stride: int, engine: str = "auto", stain: str = "none",
-    tune: bool = True, slides_folder: Path | None = None, skipped: dict[str, str] | None = None,
+    tune: bool = True, slides_folder: Path | None = None, skipped: dict[str, str] | None = None, quiet: bool = True,
 ) -> Manifest:  # fmt: skip
-    """Makes a run folder's manifest, or checks it against the one that is there."""
+    """Makes a run folder's manifest, or checks it against the one that is there; says which engine will do it.
+
+    NotShareable where ``engine="shared"`` is asked for and would not be exact.
+    """
     old = manifests.load(run) if (run / manifests.NAME).exists() else None
     classifier = load_classifier(model)
+    say(Predictor(classifier, stride, engine=engine).why, quiet=quiet)
     if old is not None:
         algorithms = old.algorithms  # timing again might choose others
     else:

@@ -31,11 +31,9 @@ from tests.slurm import slurm, until  # noqa: F401
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def save_model(path: Path, *, seed: int = 1) -> Path:
+def save_model(path: Path, name: str = "valid_cnn", *, seed: int = 1) -> Path:
     """A small classifier with random weights, as medmpi.train would leave it."""
-    spec = ModelSpec(
-        "valid_cnn", "classification", ("normal", "tumour"), 3, (32, 32), (0.6, 0.5, 0.5), (0.2, 0.2, 0.2), {}
-    )
+    spec = ModelSpec(name, "classification", ("normal", "tumour"), 3, (32, 32), (0.6, 0.5, 0.5), (0.2, 0.2, 0.2), {})
     graph = spec.build().fuse()
     nn.Parameters(graph, seed=seed)
     nn.checkpoint.save(path, nn.checkpoint.state_dict(graph), spec.to_metadata())
@@ -352,6 +350,24 @@ def test_commands_say_what_is_wrong(tmp_path, capsys):
     assert main(["prepare", str(tmp_path), "--out", str(tmp_path / "x")]) == 3
     assert "there are no slides" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path), "--out", str(tmp_path), "--least-tissue", "2"]) == 2
+
+
+def test_the_engine_is_told_and_refused_before_any_work(prepared, tmp_path, capsys):
+    assert main(arguments(prepared, "told")) == 0
+    assert "shared convolution: exact" in capsys.readouterr().out
+    model = save_model(tmp_path / "padded.safetensors", "resnet18")
+    words = arguments(prepared, "refused")
+    words[words.index("--model") + 1] = str(model)
+    assert main([*words, "--engine", "shared"]) == 2
+    assert "pads with zeros" in capsys.readouterr().err
+    assert not (prepared / "refused").exists()
+
+
+def test_a_missing_model_is_noticed_before_slides_are_prepared(prepared, tmp_path, capsys):
+    words = ["predict", str(prepared / "a.tif"), "--out", str(tmp_path / "out"), "--stride", "64"]
+    assert main([*words, "--model", str(tmp_path / "none.safetensors")]) == 3
+    assert "does not exist" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_slides_that_fail_or_hold_nothing_are_kept_apart(tmp_path, prepared, capsys):

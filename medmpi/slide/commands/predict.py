@@ -10,6 +10,7 @@ from medmpi.slide.commands.options import add_prepare_options, add_score_options
 from medmpi.slide.commands.prepare import options_from, prepare_all
 from medmpi.slide.job import execute, make
 from medmpi.slide.launch import on_root, usage, world_if_launched
+from medmpi.slide.model import load_classifier
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     world = world_if_launched()
     with usage():
         options = options_from(args, args.pixels)
+    on_root(world, lambda: load_classifier(args.model) and None)  # before anything takes long
     stores = args.out / "stores"
     slides = on_root(world, lambda: slide_paths(args.slides))
     on_root(world, lambda: stores.mkdir(parents=True, exist_ok=True))
@@ -38,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         with usage():
             make(
                 args.out, found, args.model, stride=args.stride, engine=args.engine, stain=args.stain, tune=args.tune,
-                skipped=skipped,
+                skipped=skipped, quiet=args.quiet,
             )  # fmt: skip
 
     on_root(world, manifest)

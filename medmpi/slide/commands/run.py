@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         with usage():
             make(
                 args.out, stores, args.model, stride=args.stride, engine=args.engine, stain=args.stain, tune=args.tune,
-                slides_folder=args.slides, skipped=skipped,
+                slides_folder=args.slides, skipped=skipped, quiet=args.quiet,
             )  # fmt: skip
 
     on_root(world, manifest)
