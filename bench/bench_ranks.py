@@ -85,7 +85,12 @@ def serial_step(job: Job, world: World) -> Work:
         return lambda: None
     rng = np.random.default_rng(world.size)
     x = rng.standard_normal((job.batch, job.size, job.size, job.channels), dtype=np.float32)
-    step, arena = alone_step(job, x, rng.integers(0, job.classes, len(x))), kernels.Arena()
+    return planned(alone_step(job, x, rng.integers(0, job.classes, len(x))))
+
+
+def planned(step: Work) -> Work:
+    """The step on planned memory, as in training."""
+    arena = kernels.Arena()
 
     def work() -> None:
         with arena:
