@@ -31,6 +31,7 @@ FAMILIES = (
     "prepare",
     "slide",
     "slide_faults",
+    "strong",
 )
 
 DEVICE_FAMILIES = ("conv2d", "linear", "memory_bound")

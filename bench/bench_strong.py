@@ -84,11 +84,10 @@ def ranks_main() -> None:
         if world.rank:
             continue
         found = ratios(times)
-        print(f"{job.model} {job.size}x{job.size} batch {batch}, {len(times['one'])} turns: {found}", flush=True)
+        case = f"{job.model} {job.size}x{job.size} batch {batch}"
+        print(f"{case}, {len(times['one'])} turns: {found}", flush=True)
         if options.out is not None:
-            _write(
-                options.out, world, {"case": f"{job.model} {job.size}x{job.size} batch {batch}", "ratios": found}, times
-            )
+            _write(options.out, world, {"case": case, "ratios": found}, times)
 
 
 def _write(path: Path, world: World, row: dict[str, Any], times: dict[str, list[float]]) -> None:
