@@ -35,6 +35,8 @@ void forward_by(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const
 
 void forward(const Conv2dShape& shape, Conv2dAlgo algo, const float* x, const float* weight, const Conv2dEpilogue& e,
              float* y) {
+  if (e.residual && !e.mean && !is_depthwise(shape) && adds_residual(shape))
+    return pointwise_forward(shape, x, weight, {e.bias, e.relu, nullptr, e.residual}, y);
   const Finish finish(shape, e, y);
   forward_by(shape, algo, x, weight, {e.bias, e.relu && !e.residual, finish.active() ? &finish : nullptr}, y);
   if (e.mean) finish.moments(e.mean, e.m2);

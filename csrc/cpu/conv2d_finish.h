@@ -58,6 +58,7 @@ struct Epilogue {
   const float* bias;
   bool relu;
   const Finish* finish;
+  const float* residual = nullptr;  // only for a kernel that adds it itself
 };
 
 }  // namespace medmpi::MEDMPI_ISA

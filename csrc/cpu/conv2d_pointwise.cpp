@@ -168,6 +168,7 @@ void run_block(const Product& p, const Plan& plan, int64_t block, int64_t next_b
         float start[kPanel] = {};
         work.column = q * kPanel;
         work.columns = smaller(kPanel, p.k - work.column);
+        work.before_ahead = smaller(2 * kPanel, p.k - work.column);
         const int64_t width = work.columns > kLanes ? kPanel : kLanes;
         if (p.bias) std::memcpy(start, p.bias + work.column, static_cast<size_t>(work.columns) * sizeof(float));
         work.start = d ? nullptr : start;
@@ -254,9 +255,22 @@ bool is_pointwise(const Conv2dShape& g) {
          (g.out_h() - 1) * g.stride_h < g.h && (g.out_w() - 1) * g.stride_w < g.w;
 }
 
+bool adds_residual(const Conv2dShape& g) { return is_pointwise(g) && g.k > kNarrow && g.c <= kDepth; }
+
 void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight, const Epilogue& e, float* y) {
-  const Product p{
-      g.n * g.out_h() * g.out_w(), g.c, g.k, input_pixels(g), output_pixels(g), x, y, e.bias, e.relu, 0, 0, e.finish};
+  const Product p{g.n * g.out_h() * g.out_w(),
+                  g.c,
+                  g.k,
+                  input_pixels(g),
+                  output_pixels(g),
+                  x,
+                  y,
+                  e.bias,
+                  e.relu,
+                  0,
+                  0,
+                  e.finish,
+                  e.residual};
   if (is_narrow(p)) return run_narrow(p, [=](int64_t j, int64_t q) { return weight[j * g.k + q]; });
   run(p, [=](int64_t q0, int64_t q1, float* to) { pack_weights(weight, g.c, g.k, q0, q1, to); });
 }

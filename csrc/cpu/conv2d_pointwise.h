@@ -11,6 +11,8 @@ void pointwise_forward(const Conv2dShape& g, const float* x, const float* weight
 
 /// dx = conv^T(dy, weight) + bias.
 void pointwise_backward_data(const Conv2dShape& g, const float* dy, const float* weight, const float* bias, float* dx);
+/// Whether pointwise_forward can add the epilogue's residual in its pass.
+bool adds_residual(const Conv2dShape& g);
 /// As Conv2dOps::backward_data_onto.
 bool pointwise_backward_data_onto(const Conv2dShape& g, const float* dy, const float* weight, const float* before,
                                   float* dx);

@@ -20,6 +20,7 @@ struct TileWork {
   const float* start;   // what a sum starts from; null: y
   const float* before;  // added to the sums, of the layout of y_all; or null
   const float* y_all;
+  int64_t before_ahead;  // columns of it that are asked for: those of the next tile to the right too
   bool relu;
   int64_t y_ahead;                 // rows of y asked for at each step
   const float* const* next;        // pixels that are asked for ahead, one step of each at each step
@@ -69,6 +70,9 @@ __attribute__((noinline)) void tile(const TileWork& t) {
     for (int64_t stop = row + t.y_ahead < Rows ? row + t.y_ahead : Rows; row < stop; ++row) {
       __builtin_prefetch(t.y[row] + t.column, 1);
       __builtin_prefetch(t.y[row] + t.column + t.columns - 1, 1);
+      if (!t.before || t.before == t.y_all) continue;
+      const float* const from = t.before + (t.y[row] - t.y_all) + t.column;
+      for (int64_t at = t.column ? 2 * kLanes : 0; at < t.before_ahead; at += kLine) __builtin_prefetch(from + at);
     }
     for (int64_t i = 0; i < t.ahead_count; ++i, ahead += kLine) __builtin_prefetch(ahead, 0, 2);
     for (int64_t i = 0; i < t.next_count; ++i) __builtin_prefetch(t.next[i] + t.next_first + c, 0, 2);
