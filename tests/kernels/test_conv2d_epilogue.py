@@ -52,6 +52,10 @@ def test_residual_relu_and_moments(rng, case):
             kernels.conv2d(x, weight, bias, residual=residual, relu=relu, moments=moments, algo=algo, out=out, **window)
             np.testing.assert_array_equal(out, kernels.add(plain, residual, relu=relu))
             same_moments(moments, out)
+            out = kernels.conv2d(
+                x, weight, bias, residual=residual, relu=relu, algo=algo, out=poison(*plain.shape), **window
+            )
+            np.testing.assert_array_equal(out, kernels.add(plain, residual, relu=relu))
         kernels.conv2d(x, weight, bias, moments=moments, algo=algo, out=out, **window)
         np.testing.assert_array_equal(out, plain)
         same_moments(moments, plain)
