@@ -278,7 +278,9 @@ def _means(y: Array, view: _Map, stride: int, counts: tuple[int, int]) -> Array:
             fragment = i * stride % ty // gcd(stride, ty) * columns + j * stride % tx // gcd(stride, tx)
             part = y[fragment : fragment + 1, i * stride // ty :, j * stride // tx :]
             steps = stride * rows // ty, stride * columns // tx
-            mean = K.avg_pool2d(np.ascontiguousarray(part), (h, w), stride=steps)[0]
+            # A mean of means: windows overlap, and one axis after the other reads h + w values for each, not h * w.
+            mean = K.avg_pool2d(np.ascontiguousarray(part), (h, 1), stride=(steps[0], 1))
+            mean = K.avg_pool2d(mean, (1, w), stride=(1, steps[1]))[0]
             target = out[i::rows, j::columns]
             target[...] = mean[: target.shape[0], : target.shape[1]]
     return out.reshape(-1, c)
