@@ -166,7 +166,7 @@ def check_headers(
             largest = max(largest[0], header.image_size[0]), max(largest[1], header.image_size[1])
             if reader.image_size is None and not reader.pad and header.image_size != first[1]:
                 sizes = f"it is {_times(header.image_size)}, {first[0]} is {_times(first[1])}"
-                raise DataError(entry.image, sizes, "give an image size to resize all")
+                raise DataError(entry.image, sizes, "give an image size to resize all, or ?fit=pad")
     if first is None:
         raise DataError(reader.path, "it has no readable picture", layout)
     reader.channels = 1 if grey else 3

@@ -103,7 +103,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     """Options from the command line; ConfigError with one line otherwise."""
     given = build_parser(prog).parse_args(list(argv))
     if sum((bool(given.inputs), given.watch is not None, given.listen is not None, given.measure)) != 1:
-        raise ConfigError("expected INPUT files or folders, or one of --watch, --listen and --measure")
+        raise ConfigError("expected either INPUT files or folders, or one of --watch, --listen and --measure")
     if given.out is None and not given.measure:
         raise ConfigError("--out is missing, expected the folder of the results")
     masks = () if given.masks == "auto" else tuple(given.masks.split(","))
