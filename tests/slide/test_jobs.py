@@ -356,11 +356,11 @@ def test_the_engine_is_told_and_refused_before_any_work(prepared, tmp_path, caps
     assert main(arguments(prepared, "told")) == 0
     assert "shared convolution: exact" in capsys.readouterr().out
     model = save_model(tmp_path / "padded.safetensors", "resnet18")
-    words = arguments(prepared, "refused")
+    words = arguments(prepared, "padded")
     words[words.index("--model") + 1] = str(model)
     assert main([*words, "--engine", "shared"]) == 2
     assert "pads with zeros" in capsys.readouterr().err
-    assert not (prepared / "refused").exists()
+    assert not (prepared / "padded").exists()
 
 
 def test_a_missing_model_is_noticed_before_slides_are_prepared(prepared, tmp_path, capsys):
