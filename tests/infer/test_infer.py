@@ -197,8 +197,8 @@ def test_usage(classifier, tmp_path, capsys):
     run, data = classifier
     for words, code, text in (
         ((run, data), 2, "--out is missing"),
-        ((run, "--out", tmp_path / "o"), 2, "expected INPUT files or folders"),
-        ((run, data, "--out", tmp_path / "o", "--watch", data), 2, "expected INPUT files or folders"),
+        ((run, "--out", tmp_path / "o"), 2, "either INPUT files or folders"),
+        ((run, data, "--out", tmp_path / "o", "--watch", data), 2, "either INPUT files or folders"),
         ((run, data, "--out", tmp_path / "o", "--masks=jpg"), 2, "--masks is jpg"),
         ((run, tmp_path / "none", "--out", tmp_path / "o"), 2, "no such file or folder"),
         ((run, "--out", tmp_path / "o", "--listen=99999"), 2, "expected a port"),
