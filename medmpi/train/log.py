@@ -19,7 +19,7 @@ COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_precision", "val_recall",
     "val_f1", "val_auc", "val_iou", "images_per_s", "time_s", "t_comp", "t_comm", "t_wait", "t_io", "r_alloc",
     "r_alloc_literal", "imbalance", "infer_ms", "cpu_percent", "memory_percent", "memory_mib", "gpu_percent",
-    "gpu_memory_percent", "update_images", "noise_scale",
+    "gpu_memory_percent", "update_images", "noise_scale", "energy_j",
 )  # fmt: skip
 """One row per epoch. Times are seconds of the slowest part of the epoch averaged over ranks (see trainer.py)."""
 

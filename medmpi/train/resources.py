@@ -1,4 +1,4 @@
-"""How much of the machine a run uses, per epoch: cores, memory and, where there is one, the GPU (S0 fig. 5)."""
+"""How much of the machine a run uses, per epoch: cores, memory, energy and, where there is one, the GPU (S0 fig. 5)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import psutil
+
+from .energy import Energy
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
@@ -29,6 +31,7 @@ class Usage:
     memory: int
     node_memory: int
     gpu: tuple[float, float] | None = None  # mean utilisation and memory, per cent
+    joules: float | None = None  # of the whole node, said by one of its ranks
 
 
 def summarise(ranks: Sequence[Usage]) -> dict[str, float]:
@@ -37,6 +40,7 @@ def summarise(ranks: Sequence[Usage]) -> dict[str, float]:
     ``cpu_percent``: processor time of all ranks by wall time and cores that any of a node's ranks may run on.
     ``memory_percent``: their resident memory by the node's, of the fullest node; ``memory_mib`` of all of them.
     ``gpu_percent``, ``gpu_memory_percent``: means over the ranks that see a GPU, absent where none does.
+    ``energy_j``: joules of all nodes, whoever used them; absent where one of them has no counter.
     """
     nodes: dict[int, list[Usage]] = {}
     for usage in ranks:
@@ -57,6 +61,9 @@ def summarise(ranks: Sequence[Usage]) -> dict[str, float]:
     if gpus:
         found["gpu_percent"] = sum(g[0] for g in gpus) / len(gpus)
         found["gpu_memory_percent"] = sum(g[1] for g in gpus) / len(gpus)
+    joules = [u.joules for u in ranks if u.joules is not None]
+    if len(joules) == len(nodes):
+        found["energy_j"] = sum(joules)
     return found
 
 
@@ -66,6 +73,8 @@ class Resources:
     def __init__(self, world: World) -> None:
         self._world, self._process, self._gpu = world, psutil.Process(), Gpu.find()
         self._memory = _memory_limit()
+        first = world.node_ranks[world.node][0] == world.rank
+        self._energy = Energy.find(None if self._gpu is None else self._gpu.joules) if first else None
         self._read = self._now()
 
     def read(self) -> dict[str, float]:
@@ -79,13 +88,16 @@ class Resources:
             memory=int(self._process.memory_info().rss),
             node_memory=self._memory,
             gpu=None if self._gpu is None else self._gpu.mean(),
+            joules=None if self._energy is None else self._energy.joules(),
         )
         return summarise(self._world.allgather(mine))
 
     def close(self) -> None:
-        """Ends the thread that watches a GPU."""
+        """Ends the threads that watch a GPU and the energy."""
         if self._gpu is not None:
             self._gpu.stop()
+        if self._energy is not None:
+            self._energy.stop()
 
     def _now(self) -> tuple[float, float]:
         times = os.times()
@@ -161,6 +173,16 @@ class Gpu:
         if not samples:
             return None
         return sum(s[0] for s in samples) / len(samples), sum(s[1] for s in samples) / len(samples)
+
+    def joules(self) -> float | None:
+        """What the GPUs have used since their driver was loaded; None where it does not say."""
+        total = 0.0
+        for handle in self.handles:
+            used = ctypes.c_ulonglong()
+            if self.library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(used)):
+                return None
+            total += used.value / 1e3
+        return total
 
     def stop(self) -> None:
         """Ends the thread."""
