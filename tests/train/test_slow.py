@@ -27,7 +27,7 @@ def test_every_way_to_compute_is_slowed_once(monkeypatch):
     world = SimpleNamespace(rank=1, seconds={"wait": 0.0})
     graph = nn.Graph()
     first = graph.add("first", nn.Conv2d(16, 32, 3, padding=1), 0)
-    second = graph.add("second", nn.Conv2d(32, 32, 3, padding=1), first)
+    second = graph.add("second", nn.Conv2d(32, 32, 7, padding=3), first)
     graph.add("add", nn.Add(), first, second)
     nn.Parameters(graph, seed=0)
     alone = fastest(graph)
