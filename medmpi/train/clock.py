@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _UNEVEN, _STARVED = 1.3, 0.2
 _SHORTEST = 0.5  # seconds of an epoch that are worth a word
+# the ways in which a pass through the graph has a layer compute (see slow.py), as the timeline calls them
+_TRACED = {
+    "forward": "forward", "forward_meet": "forward, sums", "forward_after": "forward", "backward": "backward",
+    "backward_inputs": "backward", "start_backward_meet": "backward, sums", "backward_after": "backward",
+}  # fmt: skip
 
 
 class Clock:
@@ -31,10 +36,10 @@ class Clock:
         self._timeline = Timeline(world) if steps else None
         self._left, self._graph = steps, graph
         if self._timeline is not None:
+            tracer = _Tracer(self._timeline)
             for node in graph.nodes:
-                for name in ("forward", "backward"):
-                    traced = _traced(getattr(node.layer, name), f"{node.name} {name}", self._timeline)
-                    setattr(node.layer, name, traced)
+                for name, what in _TRACED.items():
+                    setattr(node.layer, name, tracer.traced(getattr(node.layer, name), node.name, what))
 
     @contextlib.contextmanager
     def __call__(self, name: str, kind: str = "comp") -> Iterator[None]:
@@ -60,7 +65,7 @@ class Clock:
             return None
         timeline, self._timeline = self._timeline, None
         for node in self._graph.nodes:
-            for name in ("forward", "backward"):
+            for name in _TRACED:
                 setattr(node.layer, name, getattr(node.layer, name).original)
         return timeline.merged()
 
@@ -87,15 +92,30 @@ class Clock:
         }  # fmt: skip
 
 
-def _traced(method: Callable[..., Any], name: str, timeline: Timeline) -> Callable[..., Any]:
-    """A layer's method that leaves a span of each call; ``original`` is the method itself."""
+class _Tracer:
+    """Leaves a span of each call of layers' methods; of a call within a call, the outer one's alone."""
 
-    def traced(*args: Any, **named: Any) -> Any:
-        with timeline.span(name, "comp"):
-            return method(*args, **named)
+    def __init__(self, timeline: Timeline) -> None:
+        self._timeline, self._inside = timeline, False
 
-    traced.original = method  # type: ignore[attr-defined]
-    return traced
+    def traced(self, method: Callable[..., Any], node: str, what: str) -> Callable[..., Any]:
+        """``method`` with spans, of what it leaves for later too; ``original`` is the method itself."""
+
+        def traced(*args: Any, **named: Any) -> Any:
+            if self._inside:
+                return method(*args, **named)
+            self._inside = True
+            try:
+                with self._timeline.span(f"{node} {what}", "comp"):
+                    result = method(*args, **named)
+            finally:
+                self._inside = False
+            if getattr(method, "__name__", "") == "backward_inputs" and result[1] is not None:
+                return result[0], self.traced(result[1], node, "weights' gradients")
+            return result
+
+        traced.original = method  # type: ignore[attr-defined]
+        return traced
 
 
 def bottleneck(accounts: list[Account], hosts: list[str], advice: str) -> str | None:

@@ -6,6 +6,7 @@ busy meanwhile, as a slow processor would.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -53,6 +54,7 @@ class _Drill:
         """``method`` in ``factor`` times its time, but for what it waits for other ranks; so too what it leaves for
         later (``Layer.backward_inputs``)."""
 
+        @functools.wraps(method)
         def slowed(*args: Any, **named: Any) -> Any:
             if self._inside:
                 return method(*args, **named)

@@ -58,6 +58,8 @@ def test_a_threefold_imbalance_is_reported_and_drawn(tmp_path, monkeypatch):
         mine = [e for e in spans if e["pid"] == rank]
         assert sum(e["name"] == "forward and backward" for e in mine) == 3
         layers = [e for e in mine if e["name"].endswith(" backward") and e["name"] != "forward and backward"]
+        named = {e["name"].removesuffix(" backward") for e in layers}
+        assert {"conv1", "layer1.0.conv1", "layer1.0.conv2", "layer1.0.bn2", "fc"} <= named
         outer = sum(e["dur"] for e in mine if e["name"] == "forward and backward")
         assert 0 < sum(e["dur"] for e in layers) < outer
         assert all(e["ts"] >= 0 and e["dur"] >= 0 for e in mine)
