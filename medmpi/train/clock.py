@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medmpi.parallel import Account, Timer
 from medmpi.parallel.timeline import Timeline
 from medmpi.parallel.timing import imbalance, mean
+from medmpi.train.layer_calls import wrap_layers
 
 if TYPE_CHECKING:
     from medmpi import nn
@@ -18,11 +20,6 @@ if TYPE_CHECKING:
 
 _UNEVEN, _STARVED = 1.3, 0.2
 _SHORTEST = 0.5  # seconds of an epoch that are worth a word
-# the ways in which a pass through the graph has a layer compute (see slow.py), as the timeline calls them
-_TRACED = {
-    "forward": "forward", "forward_meet": "forward, sums", "forward_after": "forward", "backward": "backward",
-    "backward_inputs": "backward", "start_backward_meet": "backward, sums", "backward_after": "backward",
-}  # fmt: skip
 
 
 class Clock:
@@ -34,12 +31,9 @@ class Clock:
         self._begun = time.perf_counter()
         self._lap = self._timer.read()
         self._timeline = Timeline(world) if steps else None
-        self._left, self._graph = steps, graph
+        self._left = steps
         if self._timeline is not None:
-            tracer = _Tracer(self._timeline)
-            for node in graph.nodes:
-                for name, what in _TRACED.items():
-                    setattr(node.layer, name, tracer.traced(getattr(node.layer, name), node.name, what))
+            self._unwrap = wrap_layers(graph, partial(self._timeline.span, kind="comp"))
 
     @contextlib.contextmanager
     def __call__(self, name: str, kind: str = "comp") -> Iterator[None]:
@@ -64,9 +58,7 @@ class Clock:
         if self._left > 0 and not end:
             return None
         timeline, self._timeline = self._timeline, None
-        for node in self._graph.nodes:
-            for name in _TRACED:
-                setattr(node.layer, name, getattr(node.layer, name).original)
+        self._unwrap()
         return timeline.merged()
 
     def table(self) -> dict[str, Any]:
@@ -90,32 +82,6 @@ class Clock:
             "r_alloc_literal": average.r_alloc_as_printed,
             "imbalance": imbalance(accounts),
         }  # fmt: skip
-
-
-class _Tracer:
-    """Leaves a span of each call of layers' methods; of a call within a call, the outer one's alone."""
-
-    def __init__(self, timeline: Timeline) -> None:
-        self._timeline, self._inside = timeline, False
-
-    def traced(self, method: Callable[..., Any], node: str, what: str) -> Callable[..., Any]:
-        """``method`` with spans, of what it leaves for later too; ``original`` is the method itself."""
-
-        def traced(*args: Any, **named: Any) -> Any:
-            if self._inside:
-                return method(*args, **named)
-            self._inside = True
-            try:
-                with self._timeline.span(f"{node} {what}", "comp"):
-                    result = method(*args, **named)
-            finally:
-                self._inside = False
-            if getattr(method, "__name__", "") == "backward_inputs" and result[1] is not None:
-                return result[0], self.traced(result[1], node, "weights' gradients")
-            return result
-
-        traced.original = method  # type: ignore[attr-defined]
-        return traced
 
 
 def bottleneck(accounts: list[Account], hosts: list[str], advice: str) -> str | None:

@@ -6,33 +6,27 @@ busy meanwhile, as a slow processor would.
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from medmpi import nn
 from medmpi.train.failure import USAGE, Failure
+from medmpi.train.layer_calls import wrap_layers
 
 if TYPE_CHECKING:
     from medmpi.parallel import World
 
 VARIABLE = "MEDMPI_SLOW"
-# all ways in which a pass through the graph has a layer compute
-METHODS = (
-    "forward", "forward_meet", "forward_after", "backward", "backward_inputs", "start_backward_meet", "backward_after",
-)  # fmt: skip
 
 
 def slow_down(graph: nn.Graph, world: World) -> float:
     """Applies what the environment asks for to this rank's layers; its factor, 1 where nothing is asked."""
     factor = _factors(os.environ.get(VARIABLE, "")).get(world.rank, 1.0)
     if factor > 1:
-        drill = _Drill(factor, world)
-        for node in graph.nodes:
-            for name in METHODS:
-                setattr(node.layer, name, drill.slowed(getattr(node.layer, name)))
+        wrap_layers(graph, lambda _: _longer(factor, world))
     return factor
 
 
@@ -44,32 +38,12 @@ def _factors(text: str) -> dict[int, float]:
         raise Failure(f"{VARIABLE} is '{text}', expected RANK:FACTOR such as 1:3", USAGE) from None
 
 
-class _Drill:
-    """Keeps the core busy after each piece of work; for pieces within a piece, after the outer one alone."""
-
-    def __init__(self, factor: float, world: World) -> None:
-        self._factor, self._world, self._inside = factor, world, False
-
-    def slowed(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """``method`` in ``factor`` times its time, but for what it waits for other ranks; so too what it leaves for
-        later (``Layer.backward_inputs``)."""
-
-        @functools.wraps(method)
-        def slowed(*args: Any, **named: Any) -> Any:
-            if self._inside:
-                return method(*args, **named)
-            self._inside = True
-            try:
-                start, waited = time.perf_counter(), sum(self._world.seconds.values())
-                result = method(*args, **named)
-                took = time.perf_counter() - start - (sum(self._world.seconds.values()) - waited)
-            finally:
-                self._inside = False
-            end = time.perf_counter() + (self._factor - 1) * took
-            while time.perf_counter() < end:
-                pass
-            if getattr(method, "__name__", "") == "backward_inputs" and result[1] is not None:
-                return result[0], self.slowed(result[1])
-            return result
-
-        return slowed
+@contextmanager
+def _longer(factor: float, world: World) -> Iterator[None]:
+    """What is inside takes ``factor`` times its time, but for what it waits for other ranks."""
+    start, waited = time.perf_counter(), sum(world.seconds.values())
+    yield
+    took = time.perf_counter() - start - (sum(world.seconds.values()) - waited)
+    end = time.perf_counter() + (factor - 1) * took
+    while time.perf_counter() < end:
+        pass
